@@ -1,0 +1,1 @@
+"""Sampling methods under comparison: one file a method, each a frozen dataclass."""

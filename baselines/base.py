@@ -1,0 +1,126 @@
+"""What a method is: a context manager on an unmodified diffusers pipeline.
+
+Importing this package costs no torch, so that planning a grid stays fast.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL import Image
+
+    from hsa.trace import Trace
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video to make. Sizes are in pixels, ``num_frames`` counts decoded frames."""
+
+    task: Literal["t2v", "i2v"]
+    prompt: str
+    negative_prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    num_frames: int
+    max_sequence_length: int
+    image: Image.Image | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def kwargs(self, pipe: DiffusionPipeline) -> dict[str, Any]:
+        """Arguments of ``pipe(...)``; the noise comes from a CPU generator of this sample alone.
+
+        Raises:
+            ValueError: the pipeline has no parameter for something that the request asks for.
+        """
+        import torch
+
+        kwargs = {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "height": self.height,
+            "width": self.width,
+            "num_frames": self.num_frames,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "max_sequence_length": self.max_sequence_length,
+            "generator": torch.Generator("cpu").manual_seed(self.seed),
+            **({"image": self.image} if self.task == "i2v" else {}),
+            **self.extra,
+        }
+        accepted = inspect.signature(pipe.__call__).parameters
+        if unknown := sorted(kwargs.keys() - accepted.keys()):
+            raise ValueError(
+                f"request: {type(pipe).__name__} does not take {', '.join(unknown)}; "
+                f"choices: {', '.join(accepted)}"
+            )
+        return kwargs
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way of sampling, with its settings as fields.
+
+    ``version`` goes up whenever the output changes at the same settings. ``implementation`` says
+    whose code decides: official-rule, diffusers-hook, cache-dit, from-paper, or native where
+    there is nothing but the sampler. ``steps`` replaces the schedule's number of steps.
+    """
+
+    version: ClassVar[int]
+    implementation: ClassVar[str]
+    paper: ClassVar[str]
+    source: ClassVar[str]
+    deviations: ClassVar[tuple[str, ...]] = ()
+    steps: ClassVar[int | None] = None
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, entry.name, tuple(value))
+
+    def validate(self, request: Request) -> None:  # noqa: B027
+        """Raise a one-line ValueError if this method cannot serve the request; loads nothing."""
+
+    @abstractmethod
+    def neutral(self, request: Request) -> Method:
+        """This method set to skip nothing: bit-identical to flow matching with the same steps."""
+
+    @contextmanager
+    def attach(self, pipe: DiffusionPipeline, request: Request) -> Iterator[Trace]:
+        """Run the method inside the block; afterwards, by exception too, the pipe is as before."""
+        from hsa.schedulers import euler
+        from hsa.trace import Trace, record_calls
+
+        self.validate(request)
+        trace = Trace()
+        with euler(pipe), self.install(pipe, request), record_calls(pipe, trace):
+            yield trace
+
+    def install(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[None]:
+        """The method's own hooks on a pipe that already samples with Euler."""
+        return nullcontext()
+
+
+def is_number(value: Any, minimum: float = 0) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and value >= minimum
+
+
+def is_count(value: Any, minimum: int = 1) -> bool:
+    return isinstance(value, Integral) and is_number(value, minimum)
+
+
+def require(valid: bool, name: str, value: Any, choices: str) -> None:
+    """Raise the one-line ValueError that names the field, its value and what it may be."""
+    if not valid:
+        raise ValueError(f"{name}={value!r}: choose {choices}")

@@ -1,0 +1,59 @@
+"""HSA as a method of the harness: settings in, the library's `apply_hsa` on the pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from baselines.base import Method, Request, require
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from hsa import HSAConfig
+    from hsa.trace import Trace
+
+
+@dataclass(frozen=True)
+class HSA(Method):
+    """Heterogeneous Step Allocation; the fields are those of `hsa.HSAConfig`."""
+
+    version: ClassVar[int] = 1
+    implementation: ClassVar[str] = "from-paper"
+    paper: ClassVar[str] = "arXiv 2605.06892"
+    source: ClassVar[str] = "hsa"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "group fractions and protected windows are ours: the paper does not print its own",
+    )
+
+    budgets: Sequence[int] = (40, 10, 5)
+    fractions: Sequence[float] | None = None
+    thresholds: Sequence[float] | None = None
+    warmup_steps: int = 5
+    cooldown_steps: int = 1
+
+    @property
+    def config(self) -> HSAConfig:
+        from hsa import HSAConfig
+
+        return HSAConfig(**asdict(self))
+
+    def validate(self, request: Request) -> None:
+        budgets = self.config.budgets
+        require(
+            budgets[0] == request.steps,
+            "hsa.budgets",
+            budgets,
+            f"budgets that begin with the number of steps, {request.steps}",
+        )
+
+    def neutral(self, request: Request) -> HSA:
+        return replace(self, budgets=(request.steps,), fractions=(1.0,), thresholds=None)
+
+    def attach(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[Trace]:
+        from hsa import apply_hsa
+
+        self.validate(request)
+        return apply_hsa(pipe, self.config)

@@ -1,0 +1,86 @@
+"""Static step masks: the computed steps are written down before the run.
+
+The control for every adaptive cache: what is left of a method's gain when it may not look at the
+sample? On a skipped step the blocks' residual of the last computed step is reused.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from baselines.base import Request, is_count, require
+from baselines.policy import Call, Policy, ReuseMethod
+
+
+@dataclass(frozen=True)
+class _StaticMask(ReuseMethod):
+    version: ClassVar[int] = 1
+    implementation: ClassVar[str] = "native"
+    paper: ClassVar[str] = "none: a control"
+    source: ClassVar[str] = "baselines.reuse"
+
+    @abstractmethod
+    def computed(self, steps: int) -> tuple[bool, ...]:
+        """Whether each of the steps is computed. An expert's first step is computed anyway."""
+
+    def policy(self, request: Request) -> Policy:
+        return _Written(self.computed(request.steps))
+
+
+@dataclass(frozen=True)
+class _Written(Policy):
+    mask: tuple[bool, ...]
+
+    def decide(self, call: Call) -> bool:
+        return self.mask[call.step]
+
+
+@dataclass(frozen=True)
+class IntervalMask(_StaticMask):
+    """The first ``warmup_steps`` steps, and from there on every ``interval``-th."""
+
+    interval: int = 2
+    warmup_steps: int = 1
+
+    def computed(self, steps: int) -> tuple[bool, ...]:
+        first = self.warmup_steps - 1
+        return tuple(step < first or (step - first) % self.interval == 0 for step in range(steps))
+
+    def validate(self, request: Request) -> None:
+        require(
+            is_count(self.interval), "static_mask.interval", self.interval, "a whole number >= 1"
+        )
+        require(
+            is_count(self.warmup_steps) and self.warmup_steps <= request.steps,
+            "static_mask.warmup_steps",
+            self.warmup_steps,
+            f"a whole number in 1..{request.steps}",
+        )
+
+    def neutral(self, request: Request) -> IntervalMask:
+        return replace(self, interval=1)
+
+
+@dataclass(frozen=True)
+class ExplicitMask(_StaticMask):
+    """Any mask, one 0 or 1 a step: one's own, or the recorded one of another method."""
+
+    mask: Sequence[int] = ()
+
+    def computed(self, steps: int) -> tuple[bool, ...]:
+        return tuple(map(bool, self.mask))
+
+    def validate(self, request: Request) -> None:
+        mask = self.mask
+        require(
+            len(mask) == request.steps and set(mask) <= {0, 1} and bool(mask[0]),
+            "static_mask.mask",
+            mask,
+            f"{request.steps} zeros and ones, beginning with 1",
+        )
+
+    def neutral(self, request: Request) -> ExplicitMask:
+        return replace(self, mask=(1,) * request.steps)
