@@ -1,0 +1,1 @@
+"""Hydra configuration groups: the yaml files beside this module."""

@@ -1,0 +1,1 @@
+"""From configuration to stored videos: plan, generate, time, store."""

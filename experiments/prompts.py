@@ -1,0 +1,74 @@
+"""Prompts: what to make a video of. Importable without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt. `id` is unique within its set and never becomes a file name.
+
+    `image` is the first frame for image-to-video; `meta` is JSON: what a metric may check the
+    video against (the embedded model's captions say colour, shape, direction, ...).
+    """
+
+    id: str
+    text: str
+    image: Image | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def image_sha256(image: Image | None) -> str | None:
+    """Hash of the RGB pixels and their size, so that the same picture is the same request."""
+    if image is None:
+        return None
+    rgb = image.convert("RGB")
+    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
+
+
+def from_texts(texts: Sequence[str]) -> list[Prompt]:
+    """Prompts written in the configuration, `prompts=texts prompts.texts=["a cat", "a dog"]`."""
+    return [Prompt(id=f"{i:04d}", text=text) for i, text in enumerate(texts)]
+
+
+def from_file(path: str) -> list[Prompt]:
+    """Prompts of a file: one a line, or with suffix .jsonl one object a line.
+
+    Objects have `text` and optionally `id`, `image` (a path relative to the file) and `meta`.
+
+    Raises:
+        ValueError: the file is missing, or a line is not what it should be.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"prompts.path: no such file: {file}")
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if file.suffix != ".jsonl":
+        return from_texts(lines)
+    return [_from_json(line, index, file) for index, line in enumerate(lines)]
+
+
+def _from_json(line: str, index: int, file: Path) -> Prompt:
+    try:
+        entry = json.loads(line)
+        text = entry["text"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: entry {index + 1} is not an object with `text`") from error
+    unknown = sorted(set(entry) - {"id", "text", "image", "meta"})
+    if unknown:
+        raise ValueError(f"{file}: entry {index + 1} has unknown keys: {', '.join(unknown)}")
+    image = None
+    if entry.get("image"):
+        from PIL import Image
+
+        image = Image.open(file.parent / entry["image"]).convert("RGB")
+    return Prompt(str(entry.get("id", f"{index:04d}")), text, image, entry.get("meta", {}))
