@@ -1,0 +1,254 @@
+"""Figures for a two-column paper, the same bytes from the same data in every process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.labels import Box, place
+from analysis.metrics.base import Metric
+from analysis.pareto import front
+from analysis.tables import heading
+
+WIDTH = 7.0  # inches: both columns of a page
+PANEL_HEIGHT = 2.35
+DPI = 200
+# Okabe and Ito (2008): told apart with every common colour vision; the yellow is too pale for lines
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dvp*X"
+FADED = 0.3
+STYLE = {
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 4.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "svg.hashsalt": "hsa-bench",
+    "svg.fonttype": "path",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    colour: str
+    marker: str
+
+
+def save(draw: Callable[[], Figure], path: Path) -> list[Path]:
+    """`draw()` as path.png and path.svg; a figure is built anew for each, see `STYLE`."""
+    written = []
+    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
+        with matplotlib.rc_context(STYLE):
+            draw().savefig(path.with_suffix(suffix), dpi=DPI, metadata=metadata)
+        written.append(path.with_suffix(suffix))
+    return written
+
+
+def frontier(summary: pd.DataFrame, metrics: Sequence[Metric]) -> Figure:
+    """Quality against measured runtime, a panel for each metric and task; up is always better.
+
+    Settings that none beats in both are named; the others are faded. A line joins the settings
+    of a method that none of its own beats. Bars are 95 % intervals over prompts.
+    """
+    panels = [
+        (metric, task, view)
+        for metric in metrics
+        for task in summary["task"].unique()
+        for view in [_measured(summary, metric, task)]
+        if len(view)
+    ]
+    if not panels:
+        return _empty("no setting has both a score and a measured runtime")
+    looks = _looks(summary)
+    figure, axes = _grid(len(panels), columns=2)
+    for ax, (metric, task, view) in zip(axes, panels, strict=True):
+        _draw_panel(ax, view, metric, looks)
+        ax.set_title(f"{metric.title}, {task}")
+    _legend(figure, {m: looks[m] for m in looks if any(m in set(v["method"]) for *_, v in panels)})
+    figure.draw_without_rendering()  # solves the layout, so that labels know their pixels
+    figure.set_layout_engine("none")
+    for ax, (metric, _, view) in zip(axes, panels, strict=True):
+        _name_front(ax, view, metric, looks)
+    return figure
+
+
+def sweeps(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Methods of which one numeric parameter takes three values or more and no other changes.
+
+    Returns:
+        method -> its rows with the columns `parameter` (name) and `x` (value; of a list its
+        first element) added, sorted by x.
+    """
+    found = {}
+    for method, rows in summary.groupby("method", sort=False):
+        params = pd.DataFrame([json.loads(text) for text in rows["params"]], index=rows.index)
+        varying = [name for name in params if params[name].map(json.dumps).nunique() > 1]
+        if len(varying) != 1:
+            continue
+        x = params[varying[0]].map(_scalar)
+        if x.notna().all() and x.nunique() >= 3:
+            found[method] = rows.assign(parameter=varying[0], x=x.astype(float)).sort_values("x")
+    return found
+
+
+def sweep(rows: pd.DataFrame, metrics: Sequence[Metric]) -> Figure:
+    """Each metric, then runtime, against the swept parameter; a line for every task."""
+    shown = [m for m in metrics if rows.loc[rows["metric"] == m.name, "mean"].notna().any()]
+    figure, axes = _grid(len(shown) + 1, columns=2)
+    tasks = dict(zip(rows["task"].unique(), map(Look, PALETTE[1:], MARKERS), strict=False))
+    for task, look in tasks.items():
+        mine = rows[rows["task"] == task]
+        for ax, metric in zip(axes, shown, strict=False):
+            _draw_line(ax, mine[mine["metric"] == metric.name], ("mean", "low", "high"), look)
+        once = mine.drop_duplicates("label")
+        _draw_line(axes[-1], once, ("runtime_s", "runtime_low", "runtime_high"), look)
+    for ax, metric in zip(axes, shown, strict=False):
+        _orient(ax, metric)
+    axes[-1].set_ylabel("Runtime (s)")
+    axes[-1].set_ylim(bottom=0)
+    for ax in axes:
+        ax.set_xlabel(f"{rows['method'].iloc[0]} {rows['parameter'].iloc[0]}")
+    _legend(figure, tasks)
+    return figure
+
+
+def _measured(summary: pd.DataFrame, metric: Metric, task: str) -> pd.DataFrame:
+    view = summary[(summary["task"] == task) & (summary["metric"] == metric.name)]
+    return view.dropna(subset=["mean", "runtime_s"]).reset_index(drop=True)
+
+
+def _looks(summary: pd.DataFrame) -> dict[str, Look]:
+    """Colour and marker of each method, the same in all panels."""
+    methods = summary["method"].unique()
+    return dict(zip(methods, map(Look, cycle(PALETTE), cycle(MARKERS)), strict=False))
+
+
+def _cost(view: pd.DataFrame) -> tuple[str, pd.Series]:
+    """Axis label and values: percent of the reference's runtime, or seconds if that is unknown."""
+    if view["runtime"].notna().all():
+        return "Runtime (% of the reference)", 100 * view["runtime"]
+    return "Runtime (s)", view["runtime_s"]
+
+
+def _draw_panel(ax: Axes, view: pd.DataFrame, metric: Metric, looks: Mapping[str, Look]) -> None:
+    name, cost = _cost(view)
+    best = front(cost.to_numpy(), view["mean"].to_numpy(), metric.higher_is_better)
+    for method, rows in view.groupby("method", sort=False):
+        look, x = looks[method], cost[rows.index].to_numpy()
+        own = front(x, rows["mean"].to_numpy(), metric.higher_is_better)
+        order = np.flatnonzero(own)[np.argsort(x[own], kind="stable")]
+        ax.plot(x[order], rows["mean"].to_numpy()[order], color=look.colour, alpha=0.6, zorder=2)
+        for i, (_, row) in enumerate(rows.iterrows()):
+            alpha = 1.0 if best[row.name] else FADED
+            if np.isfinite(row["low"]):
+                ax.vlines(x[i], row["low"], row["high"], look.colour, alpha=alpha, lw=0.8, zorder=3)
+            ax.plot(x[i], row["mean"], look.marker, color=look.colour, alpha=alpha, mew=0, zorder=4)
+    ax.set_xlabel(name)
+    ax.set_xlim(left=0)
+    ax.margins(y=0.12)
+    _orient(ax, metric)
+
+
+def _orient(ax: Axes, metric: Metric) -> None:
+    ax.set_ylabel(heading(metric))
+    if not metric.higher_is_better:
+        ax.invert_yaxis()
+
+
+def _draw_line(ax: Axes, rows: pd.DataFrame, columns: tuple[str, str, str], look: Look) -> None:
+    rows = rows.dropna(subset=[columns[0]])
+    middle, low, high = (rows[column] for column in columns)
+    ax.plot(rows["x"], middle, f"{look.marker}-", color=look.colour)
+    ax.fill_between(rows["x"], low, high, color=look.colour, alpha=0.15, lw=0)
+
+
+def _name_front(ax: Axes, view: pd.DataFrame, metric: Metric, looks: Mapping[str, Look]) -> None:
+    """Names the settings on the panel's front; a hairline joins a name that had to move away."""
+    _, cost = _cost(view)
+    best = front(cost.to_numpy(), view["mean"].to_numpy(), metric.higher_is_better)
+    pixels = ax.transData.transform(np.column_stack([cost, view["mean"]]))
+    scale = ax.figure.dpi / 72
+    radius = 0.5 * matplotlib.rcParams["lines.markersize"] * scale
+    markers = [Box(x - radius, y - radius, x + radius, y + radius) for x, y in pixels]
+    named = view[best]
+    texts = [
+        ax.annotate(row["label"], (0, 0), xycoords="figure pixels", fontsize=6, zorder=5)
+        for _, row in named.iterrows()
+    ]
+    sizes = np.array([text.get_window_extent().size for text in texts])
+    bounds = Box(*ax.get_window_extent().extents)
+    boxes = place(pixels[best], sizes, bounds, markers, scale)
+    for text, box, (_, row), point in zip(
+        texts, boxes, named.iterrows(), pixels[best], strict=True
+    ):
+        text.remove()
+        _write(ax, row["label"], box, point, looks[row["method"]].colour, 8 * scale)
+
+
+def _write(ax: Axes, label: str, box: Box, point: np.ndarray, colour: str, near: float) -> None:
+    """The label in its box (pixels), in axes coordinates so that every output format agrees."""
+    to_axes = ax.transAxes.inverted().transform
+    ax.text(
+        *to_axes((box.x0, box.y0)),
+        label,
+        color=colour,
+        fontsize=6,
+        transform=ax.transAxes,
+        zorder=5,
+    )
+    end = np.clip(point, (box.x0, box.y0), (box.x1, box.y1))
+    if np.hypot(*(end - point)) > near:
+        x, y = zip(to_axes(point), to_axes(end), strict=True)
+        ax.plot(x, y, color=colour, lw=0.4, alpha=0.6, transform=ax.transAxes, zorder=1)
+
+
+def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    size = (WIDTH * columns / 2, PANEL_HEIGHT * rows + 0.35)
+    figure = Figure(size, layout="constrained", dpi=DPI)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    return figure, list(axes[:count])
+
+
+def _legend(figure: Figure, looks: Mapping[str, Look]) -> None:
+    handles = [
+        Line2D([], [], color=look.colour, marker=look.marker, mew=0, label=name.replace("_", " "))
+        for name, look in looks.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
+
+
+def _empty(message: str) -> Figure:
+    figure = Figure((WIDTH / 2, PANEL_HEIGHT))
+    figure.text(0.5, 0.5, message, ha="center", va="center", wrap=True)
+    return figure
+
+
+def _scalar(value: object) -> float | None:
+    """A number, or the first of a list of numbers."""
+    first = value[0] if isinstance(value, list) and value else value
+    is_number = isinstance(first, int | float) and not isinstance(first, bool)
+    return float(first) if is_number else None

@@ -1,0 +1,138 @@
+"""The store as one tidy table, and the runtime of every setting. See the column lists below."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.metrics.base import Metric
+from analysis.score import find, is_defined, reference_of
+
+if TYPE_CHECKING:
+    from experiments.plan import Plan
+    from experiments.store import Store
+
+SETTING = ["task", "label"]
+COLUMNS = [
+    "key",  # of the sample
+    "label",  # of the setting: a method with its parameters and steps
+    "method",
+    "implementation",
+    "task",
+    "prompt_id",
+    "seed",
+    "steps",
+    "params",  # JSON of the method's parameters
+    "reference",  # True where fidelity is measured against this setting
+    "active_fraction",
+    "metric",  # "psnr", or "prompt_adherence.colour" for a part of one
+    "value",  # NaN: missing
+]
+
+
+@dataclass(frozen=True)
+class Runtimes:
+    """Measured denoising seconds per setting on one machine, from the exclusive timing pass."""
+
+    machine: str | None
+    table: pd.DataFrame  # index (task, label); columns runtime_s, runtime_low, runtime_high
+
+
+def tidy(plan: Plan, store: Store, metrics: Iterable[Metric]) -> pd.DataFrame:
+    """One row per stored cell and metric value, in the order of the plan.
+
+    Args:
+        metrics: those `available` here.
+    """
+    metrics = list(metrics)
+    references = {cell.reference_key for cell in plan.cells}
+    rows = []
+    for cell in plan.cells:
+        if not store.has(cell.key):
+            continue
+        record = store.sample(cell.key).record
+        about = _describe(record) | {
+            "label": cell.label,
+            "reference": cell.key in references,
+        }
+        scores = store.scores(cell.key)
+        for metric in metrics:
+            if is_defined(cell, metric):
+                values = find(scores, metric, reference_of(cell, metric))
+            else:
+                values = None
+            rows += [
+                about | {"metric": name, "value": value} for name, value in _named(metric, values)
+            ]
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "active_fraction": float})
+
+
+def runtimes(plan: Plan, store: Store) -> Runtimes:
+    """Median and quartiles of each setting's timings.
+
+    Runtimes of two machines do not compare, so only those of the machine that timed the most
+    settings count.
+    """
+    rows = [
+        {
+            "task": cell.task,
+            "label": cell.label,
+            "machine": timing["machine"],
+            "seconds": timing["denoise_s"],
+        }
+        for cell in plan.cells
+        for timing in store.timings(cell.key)
+    ]
+    timings = pd.DataFrame(rows, columns=[*SETTING, "machine", "seconds"])
+    machine = _busiest_machine(timings)
+    groups = timings[timings["machine"] == machine].groupby(SETTING, sort=False)["seconds"]
+    table = pd.DataFrame(
+        {
+            "runtime_s": groups.median(),
+            "runtime_low": groups.quantile(0.25),
+            "runtime_high": groups.quantile(0.75),
+        }
+    )
+    return Runtimes(machine, table)
+
+
+def per_prompt(frame: pd.DataFrame) -> pd.DataFrame:
+    """Quality of each prompt, averaged over its seeds: (task, metric, label) x prompt_id."""
+    means = frame.groupby(["task", "metric", "label", "prompt_id"], sort=False)["value"].mean()
+    return means.unstack("prompt_id", sort=False)
+
+
+def _describe(record: dict[str, Any]) -> dict[str, Any]:
+    method, request = record["method"], record["request"]
+    return {
+        "key": record["key"],
+        "method": method["name"],
+        "implementation": method["implementation"],
+        "task": request["task"],
+        "prompt_id": request["prompt_id"],
+        "seed": request["seed"],
+        "steps": record["schedule"]["steps"],
+        "params": json.dumps(method["params"], sort_keys=True),
+        "active_fraction": record["result"]["active_fraction"],
+    }
+
+
+def _named(metric: Metric, values: dict[str, float] | None) -> Iterator[tuple[str, float]]:
+    """Headline value under the metric's name, its parts behind a dot."""
+    if values is None:
+        yield metric.name, np.nan
+        return
+    for name, value in values.items():
+        yield (name if name == metric.name else f"{metric.name}.{name}"), value
+
+
+def _busiest_machine(timings: pd.DataFrame) -> str | None:
+    settings = timings[["machine", *SETTING]].drop_duplicates()
+    counts = Counter(settings["machine"])
+    return min(counts, key=lambda machine: (-counts[machine], machine), default=None)

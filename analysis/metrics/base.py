@@ -1,0 +1,63 @@
+"""What every metric is: a frozen dataclass that maps a stored video to named numbers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+
+class Sample(Protocol):
+    """What a metric may read of a stored video."""
+
+    record: Mapping[str, Any]
+
+    def frames(self) -> np.ndarray:
+        """uint8 (F, H, W, 3)."""
+
+    def latents(self) -> np.ndarray:
+        """float32 (C, F, H, W), the last latents before decoding."""
+
+
+@dataclass(frozen=True)
+class Metric(ABC):
+    """Fields are the metric's parameters; with name and version they identify a score.
+
+    `version` rises whenever the same video could get another number.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    version: ClassVar[int]
+    unit: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool]
+    needs_reference: ClassVar[bool]
+
+    @abstractmethod
+    def __call__(self, sample: Sample, reference: Sample | None = None) -> dict[str, float]:
+        """Named values; the headline value carries the metric's own name.
+
+        Raises:
+            ValueError: the video cannot be scored (no reference of its shape, no attributes, ...).
+        """
+
+    def unavailable(self) -> str | None:
+        """Why this machine cannot compute the metric and what to do about it; None if it can."""
+        return None
+
+    def parameters(self) -> dict[str, Any]:
+        """Everything besides name and version that determines the numbers, JSON-able."""
+        return asdict(self)
+
+
+def frame_pair(sample: Sample, reference: Sample | None) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of both, uint8 (F, H, W, 3), checked to be of one shape."""
+    if reference is None:
+        raise ValueError("no reference video to compare with")
+    frames, target = sample.frames(), reference.frames()
+    if frames.shape != target.shape:
+        raise ValueError(f"frames {frames.shape} and reference frames {target.shape} differ")
+    return frames, target

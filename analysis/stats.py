@@ -1,0 +1,88 @@
+"""Means over prompts, how sure they are, and differences at equal runtime. Pure numpy.
+
+P counts prompts (each already averaged over its seeds), K settings of one method. A missing
+value is NaN and stays out of everything; it never becomes a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.pareto import front
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n prompts with its 95 % interval; the interval is NaN below two prompts."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+NOTHING = Estimate(np.nan, np.nan, np.nan, 0)
+
+
+def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of the finite values (P,) and its percentile bootstrap interval over prompts."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return NOTHING
+    if len(values) == 1:
+        return Estimate(float(values[0]), np.nan, np.nan, 1)
+    picks = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(values[picks].mean(axis=1), [tail, 100 - tail])
+    return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+def paired(values: np.ndarray, baseline: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean of values - baseline (P,) over the prompts that have both, with its interval."""
+    return bootstrap(np.asarray(values) - np.asarray(baseline), seed)
+
+
+def at_runtime(
+    runtime: np.ndarray, quality: np.ndarray, target: float, higher_is_better: bool
+) -> np.ndarray:
+    """A method's quality per prompt at a runtime between those of its settings.
+
+    The curve runs through the settings on the method's own Pareto front of mean quality, linear
+    between neighbours for every prompt by itself; past the last of them the best setting holds,
+    since a slower setting need not be used. Every method is read off this way, so none gains
+    from having more settings than another. Nothing is extrapolated.
+
+    Args:
+        runtime: (K,) measured runtime of each setting, NaN where it was not measured.
+        quality: (P, K), NaN where a prompt was not scored.
+        target: the runtime asked for, in the unit of `runtime`.
+
+    Returns:
+        (P,), all NaN where `target` lies outside the measured runtimes.
+    """
+    runtime, quality = np.asarray(runtime, np.float64), np.asarray(quality, np.float64)
+    known = np.isfinite(runtime) & np.isfinite(quality).any(axis=0)
+    runtime, quality = runtime[known], quality[:, known]
+    missing = np.full(len(quality), np.nan)
+    if not len(runtime) or not runtime.min() <= target <= runtime.max():
+        return missing
+    best = front(runtime, np.nanmean(quality, axis=0), higher_is_better)
+    order = np.flatnonzero(best)[np.argsort(runtime[best], kind="stable")]
+    return _interpolate(runtime[order], quality[:, order], target)
+
+
+def _interpolate(knots: np.ndarray, quality: np.ndarray, target: float) -> np.ndarray:
+    """Linear in each row of (P, K) over ascending knots (K,), held after the last knot."""
+    right = int(np.searchsorted(knots, target))
+    if right == len(knots):
+        return quality[:, -1]
+    if knots[right] == target or right == 0:
+        return quality[:, right]
+    weight = (target - knots[right - 1]) / (knots[right] - knots[right - 1])
+    return (1 - weight) * quality[:, right - 1] + weight * quality[:, right]

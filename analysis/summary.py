@@ -1,0 +1,79 @@
+"""From one row per video to one row per setting and metric, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import astuple
+from typing import Any
+
+import pandas as pd
+
+from analysis.frame import SETTING, Runtimes, per_prompt
+from analysis.metrics.base import Metric
+from analysis.stats import NOTHING, Estimate, at_runtime, bootstrap, paired
+
+BASELINE = "flow_matching"
+ABOUT = ["method", "implementation", "steps", "params", "reference"]
+
+
+def summarise(
+    frame: pd.DataFrame, runtimes: Runtimes, metrics: Iterable[Metric], seed: int = 0
+) -> pd.DataFrame:
+    """One row per task, setting and metric value, in the order of the frame.
+
+    Columns: task, label, method, implementation, steps, params, reference, prompts,
+    active_fraction, runtime_s, runtime_low, runtime_high, runtime (share of the reference
+    setting's), metric, mean, low, high, n, and gain, gain_low, gain_high, gain_n: the paired
+    difference to flow matching at the same runtime (`at_runtime`), raw, so negative is better
+    where lower is.
+    """
+    settings = _settings(frame, runtimes)
+    higher = directions(metrics)
+    rows = []
+    for (task, metric), quality in per_prompt(frame).groupby(["task", "metric"], sort=False):
+        quality = quality.droplevel(["task", "metric"])
+        about = settings.loc[task]
+        fm = about.index[(about["method"] == BASELINE) & about.index.isin(quality.index)]
+        for label, values in quality.iterrows():
+            gain = NOTHING
+            if label not in fm and len(fm):
+                baseline = at_runtime(
+                    about.loc[fm, "runtime_s"].to_numpy(),
+                    quality.loc[fm].to_numpy().T,
+                    about.loc[label, "runtime_s"],
+                    higher[headline(metric)],
+                )
+                gain = paired(values.to_numpy(), baseline, seed)
+            rows.append(
+                {"task": task, "label": label, **about.loc[label], "metric": metric}
+                | _columns(("mean", "low", "high", "n"), bootstrap(values.to_numpy(), seed))
+                | _columns(("gain", "gain_low", "gain_high", "gain_n"), gain)
+            )
+    return pd.DataFrame(rows)
+
+
+def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
+    """metric name -> higher is better."""
+    return {metric.name: metric.higher_is_better for metric in metrics}
+
+
+def headline(metric: str) -> str:
+    """ "prompt_adherence.colour" -> "prompt_adherence"."""
+    return metric.split(".")[0]
+
+
+def _settings(frame: pd.DataFrame, runtimes: Runtimes) -> pd.DataFrame:
+    """What is known of each (task, label) besides quality."""
+    groups = frame.groupby(SETTING, sort=False)
+    settings = groups[ABOUT].first()
+    settings["prompts"] = groups["prompt_id"].nunique()
+    settings["active_fraction"] = groups["active_fraction"].mean()
+    settings = settings.join(runtimes.table)
+    reference = settings[settings["reference"]].groupby("task")["runtime_s"].min()
+    tasks = settings.index.get_level_values("task")
+    settings["runtime"] = settings["runtime_s"] / reference.reindex(tasks).to_numpy()
+    return settings
+
+
+def _columns(names: tuple[str, str, str, str], estimate: Estimate) -> dict[str, Any]:
+    return dict(zip(names, astuple(estimate), strict=True))

@@ -1,0 +1,230 @@
+"""Result tables as markdown, LaTeX (booktabs) and for the terminal.
+
+A `Table` says what stands in which cell; the renderers only spell it. Missing numbers are shown
+as missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis.metrics.base import Metric
+from analysis.stats import Estimate
+
+if TYPE_CHECKING:
+    import rich.table
+
+MISSING = "\N{EN DASH}"
+LATEX = str.maketrans(
+    {c: rf"\{c}" for c in "&%$#_{}"}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\N{UPWARDS ARROW}": r"$\uparrow$",
+        "\N{DOWNWARDS ARROW}": r"$\downarrow$",
+        "\N{GREEK CAPITAL LETTER DELTA}": r"$\Delta$",
+        "\N{MINUS SIGN}": "$-$",
+        MISSING: "--",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell; `number` entries align right."""
+
+    text: str
+    bold: bool = False
+    number: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    note: str = ""
+
+
+def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str) -> Table:
+    """Quality, active fraction and runtime of every setting, fastest last as planned.
+
+    The best mean of a metric is bold; the reference setting, which has no fidelity, takes part
+    in the others.
+    """
+    view = summary[summary["task"] == task]
+    best = {metric.name: _best(view, metric) for metric in metrics}
+    rows = []
+    for label, lines in view.groupby("label", sort=False):
+        about, cells = lines.iloc[0], lines.set_index("metric")
+        rows.append(
+            (
+                Entry(label, number=False),
+                Entry(about["implementation"], number=False),
+                Entry(str(about["prompts"])),
+                Entry(percent(about["active_fraction"])),
+                Entry(number(about["runtime_s"])),
+                Entry(percent(about["runtime"])),
+                *(
+                    Entry(interval(_estimate(cells, metric.name)), label == best[metric.name])
+                    for metric in metrics
+                ),
+            )
+        )
+    header = ("Method", "Implementation", "Prompts", "Active", "Runtime (s)", "Relative")
+    return Table(f"Quality, {task}", header + tuple(map(heading, metrics)), tuple(rows))
+
+
+def gains(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, baseline: str) -> Table:
+    """Paired difference of every setting to flow matching at the same measured runtime.
+
+    Bold: the whole interval lies on the better side.
+    """
+    view = summary[(summary["task"] == task) & (summary["method"] != baseline)]
+    rows = tuple(
+        (
+            Entry(label, number=False),
+            Entry(percent(lines["runtime"].iloc[0])),
+            *(
+                difference(_estimate(lines.set_index("metric"), metric.name, "gain"), metric)
+                for metric in metrics
+            ),
+        )
+        for label, lines in view.groupby("label", sort=False)
+    )
+    header = (
+        "Method",
+        "Relative",
+        *(f"\N{GREEK CAPITAL LETTER DELTA} {heading(m)}" for m in metrics),
+    )
+    return Table(f"Against flow matching at the same runtime, {task}", header, rows)
+
+
+def heading(metric: Metric) -> str:
+    """Title, unit and the direction that is better."""
+    unit = f" ({metric.unit})" if metric.unit else ""
+    arrow = "\N{UPWARDS ARROW}" if metric.higher_is_better else "\N{DOWNWARDS ARROW}"
+    return f"{metric.title}{unit} {arrow}"
+
+
+def difference(estimate: Estimate, metric: Metric) -> Entry:
+    """A signed mean with its interval, bold where the interval excludes no improvement."""
+    sure = estimate.low > 0 if metric.higher_is_better else estimate.high < 0
+    return Entry(interval(estimate, signed=True), bool(sure))
+
+
+def number(value: float, signed: bool = False) -> str:
+    """Two decimals from 10 up, three below."""
+    if not math.isfinite(value):
+        return MISSING
+    text = f"{value:{'+' if signed else ''}.{2 if abs(value) >= 10 else 3}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if math.isfinite(share) else MISSING
+
+
+def interval(estimate: Estimate, signed: bool = False) -> str:
+    """ "mean [low, high]", the mean alone below two prompts."""
+    if not math.isfinite(estimate.low):
+        return number(estimate.mean, signed)
+    bounds = ", ".join(number(bound, signed) for bound in (estimate.low, estimate.high))
+    return f"{number(estimate.mean, signed)} [{bounds}]"
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    return "\n".join(_markdown(table) for table in tables)
+
+
+def latex(tables: Iterable[Table]) -> str:
+    r"""Tables for a paper; needs \usepackage{booktabs}."""
+    return "\n".join(_latex(table) for table in tables)
+
+
+def terminal(table: Table) -> rich.table.Table:
+    """The same for a rich console."""
+    import rich.table
+    from rich.text import Text
+
+    shown = rich.table.Table(title=table.title, caption=table.note or None)
+    for name, numeric in zip(table.header, _numeric(table), strict=True):
+        shown.add_column(name, justify="right" if numeric else "left")
+    for row in table.rows:
+        shown.add_row(*(Text(entry.text, style="bold" if entry.bold else "") for entry in row))
+    return shown
+
+
+def _markdown(table: Table) -> str:
+    rule = ("---:" if numeric else "---" for numeric in _numeric(table))
+    body = (
+        (f"**{text}**" if entry.bold else text for entry in row for text in [_pipes(entry.text)])
+        for row in table.rows
+    )
+    lines = ["| " + " | ".join(row) + " |" for row in chain([table.header, rule], body)]
+    note = ["", table.note] if table.note else []
+    return "\n".join([f"## {table.title}", "", *lines, *note, ""])
+
+
+def _latex(table: Table) -> str:
+    columns = "".join("r" if numeric else "l" for numeric in _numeric(table))
+    body = (
+        [rf"\textbf{{{text}}}" if entry.bold else text for entry in row for text in [_tex(entry)]]
+        for row in table.rows
+    )
+    header = " & ".join(name.translate(LATEX) for name in table.header)
+    note = f" {table.note.translate(LATEX)}" if table.note else ""
+    return "\n".join(
+        [
+            r"\begin{table*}",
+            r"\centering",
+            rf"\caption{{{table.title.translate(LATEX)}.{note}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            rf"{header} \\",
+            r"\midrule",
+            *(" & ".join(row) + r" \\" for row in body),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table*}",
+            "",
+        ]
+    )
+
+
+def _tex(entry: Entry) -> str:
+    return entry.text.translate(LATEX)
+
+
+def _pipes(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def _numeric(table: Table) -> list[bool]:
+    if not table.rows:
+        return [False] * len(table.header)
+    return [entry.number for entry in table.rows[0]]
+
+
+def _best(view: pd.DataFrame, metric: Metric) -> str | None:
+    """Label with the best mean; None where nothing was scored."""
+    means = view[view["metric"] == metric.name].set_index("label")["mean"].dropna()
+    if means.empty:
+        return None
+    return means.idxmax() if metric.higher_is_better else means.idxmin()
+
+
+def _estimate(cells: pd.DataFrame, metric: str, prefix: str = "mean") -> Estimate:
+    """Read back what `summary` wrote; missing where the setting has no such row."""
+    if metric not in cells.index:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    row = cells.loc[metric]
+    bounds = ("low", "high", "n") if prefix == "mean" else ("gain_low", "gain_high", "gain_n")
+    return Estimate(row[prefix], *(row[name] for name in bounds))
