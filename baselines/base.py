@@ -50,7 +50,9 @@ class Request:
             "negative_prompt": self.negative_prompt,
             "height": self.height,
             "width": self.width,
-            "num_frames": self.num_frames,
+            # Wan pipelines round to 1 + a multiple of the temporal factor; with a factor of 1 that
+            # adds a frame to every count.
+            "num_frames": self.num_frames - (getattr(pipe, "vae_scale_factor_temporal", 4) == 1),
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "max_sequence_length": self.max_sequence_length,
