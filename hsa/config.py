@@ -1,0 +1,77 @@
+"""The setting of HSA: what a user chooses. Pure Python, no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isclose
+
+from hsa.schedule import Schedule, solve
+
+
+@dataclass(frozen=True)
+class HSAConfig:
+    """Step budgets, how tokens are cut into groups, and the protected windows.
+
+    Exactly one of `fractions` and `thresholds` is given:
+
+    * `fractions`: share of the tokens in each group, highest velocity change first. They fix the
+      runtime in advance.
+    * `thresholds`: one fewer than groups, non-increasing; a token whose mean relative L1 velocity
+      change is at least `thresholds[k]` is in group k or a fuller one. All zero is flow matching.
+
+    The velocity change is measured over the `warmup_steps`. `budgets[0]` must be the number of
+    inference steps the pipeline is called with.
+
+    Raises:
+        ValueError: one line with the field, its value and what it may be.
+    """
+
+    budgets: Sequence[int] = (40, 10, 5)
+    fractions: Sequence[float] | None = None
+    thresholds: Sequence[float] | None = None
+    warmup_steps: int = 5
+    cooldown_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("budgets", "fractions", "thresholds"):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(values))
+        groups = len(self.schedule.budgets)
+        if (self.fractions is None) == (self.thresholds is None):
+            raise ValueError(
+                f"fractions: {self.fractions} and thresholds: {self.thresholds}; give exactly one"
+            )
+        if self.fractions is not None:
+            if len(self.fractions) != groups:
+                raise ValueError(
+                    f"fractions: {self.fractions} must have {groups} entries, one a budget"
+                )
+            if min(self.fractions) < 0 or not isclose(sum(self.fractions), 1, abs_tol=1e-6):
+                raise ValueError(f"fractions: {self.fractions} must be at least 0 and sum to 1")
+        else:
+            if len(self.thresholds) != groups - 1:
+                raise ValueError(
+                    f"thresholds: {self.thresholds} must have {groups - 1} entries, "
+                    f"one fewer than budgets {self.budgets}"
+                )
+            if list(self.thresholds) != sorted(self.thresholds, reverse=True):
+                raise ValueError(f"thresholds: {self.thresholds} must not increase")
+            if any(not threshold >= 0 for threshold in self.thresholds):
+                raise ValueError(f"thresholds: {self.thresholds} must be at least 0")
+
+    @classmethod
+    def for_runtime(
+        cls, runtime: float, steps: int, warmup_steps: int = 5, cooldown_steps: int = 1
+    ) -> "HSAConfig":
+        """The setting whose expected share of active tokens is `runtime` (0..1); see `solve`."""
+        budgets, fractions = solve(runtime, steps, warmup_steps, cooldown_steps)
+        return cls(budgets, fractions, None, warmup_steps, cooldown_steps)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        return Schedule(self.budgets, self.warmup_steps, self.cooldown_steps)
+
+    @property
+    def expected_fraction(self) -> float | None:
+        """Expected share of active tokens, None for thresholds: the video decides."""
+        return None if self.fractions is None else self.schedule.expected_fraction(self.fractions)
