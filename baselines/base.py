@@ -122,6 +122,10 @@ def is_count(value: Any, minimum: int = 1) -> bool:
     return isinstance(value, Integral) and is_number(value, minimum)
 
 
+def is_numbers(values: Any, minimum: float = 0) -> bool:
+    return isinstance(values, tuple) and all(is_number(value, minimum) for value in values)
+
+
 def require(valid: bool, name: str, value: Any, choices: str) -> None:
     """Raise the one-line ValueError that names the field, its value and what it may be."""
     if not valid:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from baselines.base import Method, Request, require
+from baselines.base import Method, Request, is_count, is_numbers, require
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -41,12 +41,17 @@ class HSA(Method):
         return HSAConfig(**asdict(self))
 
     def validate(self, request: Request) -> None:
-        budgets = self.config.budgets
+        for name in ("fractions", "thresholds"):
+            value = getattr(self, name)
+            require(value is None or is_numbers(value), f"hsa.{name}", value, "a list of numbers")
+        for name in ("warmup_steps", "cooldown_steps"):
+            value = getattr(self, name)
+            require(is_count(value, minimum=0), f"hsa.{name}", value, "a whole number")
         require(
-            budgets[0] == request.steps,
+            is_numbers(self.budgets) and self.config.budgets[0] == request.steps,
             "hsa.budgets",
-            budgets,
-            f"budgets that begin with the number of steps, {request.steps}",
+            self.budgets,
+            f"divisors of the number of steps, the first of them {request.steps} itself",
         )
 
     def neutral(self, request: Request) -> HSA:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from baselines.base import Request, is_number, require
+from baselines.base import Request, is_number, is_numbers, require
 from baselines.policy import Call, Policy, ReuseMethod, relative_change
 
 if TYPE_CHECKING:
@@ -82,12 +82,9 @@ class TeaCache(ReuseMethod):
             self.use_ret_steps,
             "true or false",
         )
-        known = self.coefficients in ("identity", *OFFICIAL)
-        numbers = isinstance(self.coefficients, tuple) and all(
-            is_number(value, minimum=float("-inf")) for value in self.coefficients
-        )
+        polynomial = is_numbers(self.coefficients, minimum=float("-inf")) and self.coefficients
         require(
-            known or (numbers and len(self.coefficients) > 0),
+            self.coefficients in ("identity", *OFFICIAL) or polynomial,
             "teacache.coefficients",
             self.coefficients,
             f"one of identity, {', '.join(OFFICIAL)}, or a list from `hsa-bench calibrate`",
@@ -158,7 +155,7 @@ def calibrate(
     points: list[tuple[float, float]] = []
     with euler(pipe), residual_reuse(pipe, partial(_Probe, points), tap=_tap(use_ret_steps)):
         for request in requests:
-            pipe(**request.kwargs(pipe), output_type="latent")
+            pipe(**request.kwargs(pipe) | {"output_type": "latent"})
 
     x, y = np.array(points).T
     coefficients = np.polyfit(x, y, deg=4)

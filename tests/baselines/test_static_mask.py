@@ -1,0 +1,51 @@
+"""Static masks: what is written is what runs."""
+
+import pytest
+
+from baselines.static_mask import ExplicitMask, IntervalMask
+from tests.baselines.cases import PIPELINES, request
+
+
+def written(mask: str) -> tuple[bool, ...]:
+    return tuple(bit == "1" for bit in mask)
+
+
+@pytest.mark.parametrize(
+    ("interval", "warmup", "mask"),
+    [
+        (1, 1, "11111111"),
+        (2, 1, "10101010"),
+        (3, 1, "10010010"),
+        (20, 1, "10000000"),
+        (2, 3, "11101010"),
+        (3, 2, "11001001"),
+        (5, 8, "11111111"),
+    ],
+)
+def test_interval_mask(interval, warmup, mask):
+    assert IntervalMask(interval, warmup).computed(8) == written(mask)
+
+
+@pytest.mark.parametrize(
+    "method", [IntervalMask(3, 2), ExplicitMask([1, 1, 0, 0, 1, 0, 0, 1])], ids=repr
+)
+@pytest.mark.parametrize("pipeline", ["wan_t2v", "ti2v_i2v"])
+def test_trace_shows_the_written_mask(method, pipeline):
+    mask = "11001001"
+    pipe = PIPELINES[pipeline]()
+    with method.attach(pipe, request(pipe, steps=8)) as trace:
+        pipe(**request(pipe, steps=8).kwargs(pipe))
+    for branch in ("cond", "uncond"):
+        ran = [record.block_calls for record in trace.records if record.branch == branch]
+        assert ran == [3 * computed for computed in written(mask)]
+
+
+def test_expert_switch_is_computed_against_the_mask():
+    """With shift 3 and 8 steps the second expert takes over at step 3."""
+    pipe = PIPELINES["wan22_t2v"]()
+    mask = ExplicitMask([1, 0, 0, 0, 0, 0, 1, 0])
+    with mask.attach(pipe, request(pipe, steps=8)) as trace:
+        pipe(**request(pipe, steps=8).kwargs(pipe))
+    cond = [record for record in trace.records if record.branch == "cond"]
+    assert [record.expert for record in cond] == ["transformer"] * 3 + ["transformer_2"] * 5
+    assert [record.block_calls for record in cond] == [3, 0, 0, 3, 0, 0, 3, 0]

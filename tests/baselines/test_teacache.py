@@ -1,0 +1,117 @@
+"""TeaCache against the published rule, written again as the authors' call counter has it."""
+
+import numpy as np
+import pytest
+import torch
+
+from baselines.teacache import OFFICIAL, TeaCache, calibrate
+from hsa.schedulers import euler
+from tests.baselines.cases import PIPELINES, fingerprint, request
+
+STEPS = 20
+CURVED = (0.3, -0.2, 1.1, 0.05)
+
+
+def embeddings(pipe, use_ret_steps: bool) -> list[np.ndarray]:
+    """e (or e0) of every step, straight from the sigma grid: no sampling involved."""
+    with euler(pipe) as scheduler:
+        scheduler.set_timesteps(STEPS)
+        timesteps = scheduler.timesteps
+    embedder = pipe.transformer.condition_embedder
+    with torch.no_grad():
+        e = embedder.time_embedder(embedder.timesteps_proj(timesteps))
+        e0 = embedder.time_proj(embedder.act_fn(e))
+    return list((e0 if use_ret_steps else e).double().numpy())
+
+
+def official_calls(embeddings, coefficients, thresh, use_ret_steps) -> list[bool]:
+    """Whether each call computes; calls alternate between cond and uncond."""
+    ret_steps = 5 * 2 if use_ret_steps else 1 * 2
+    cutoff_steps = 2 * STEPS if use_ret_steps else 2 * STEPS - 2
+    accumulated, previous, computed = [0.0, 0.0], [None, None], []
+    for cnt in range(2 * STEPS):
+        branch, e = cnt % 2, embeddings[cnt // 2]
+        if cnt < ret_steps or cnt >= cutoff_steps:
+            should_calc = True
+        else:
+            change = np.abs(e - previous[branch]).mean() / np.abs(previous[branch]).mean()
+            accumulated[branch] += np.polyval(coefficients, change)
+            should_calc = not accumulated[branch] < thresh
+        if should_calc:
+            accumulated[branch] = 0.0
+        previous[branch] = e
+        computed.append(should_calc)
+    return computed
+
+
+@pytest.mark.parametrize("pipeline", ["wan_t2v", "ti2v_t2v", "ti2v_i2v"])
+@pytest.mark.parametrize("use_ret_steps", [False, True])
+@pytest.mark.parametrize("coefficients", ["identity", CURVED], ids=["identity", "explicit"])
+@pytest.mark.parametrize("threshold", [0.8, 2.5])
+def test_decides_as_the_official_rule(pipeline, use_ret_steps, coefficients, threshold):
+    pipe = PIPELINES[pipeline]()
+    polynomial = (1.0, 0.0) if coefficients == "identity" else coefficients
+    e = embeddings(pipe, use_ret_steps)
+    expected = official_calls(e, polynomial, threshold, use_ret_steps)
+    method = TeaCache(threshold, coefficients, use_ret_steps)
+    with method.attach(pipe, request(pipe, steps=STEPS)) as trace:
+        pipe(**request(pipe, steps=STEPS).kwargs(pipe))
+    assert [record.block_calls > 0 for record in trace.records] == expected
+    assert not all(expected)
+
+
+@pytest.mark.parametrize("use_ret_steps", [False, True])
+def test_protected_steps_always_compute(use_ret_steps):
+    pipe = PIPELINES["wan_t2v"]()
+    method = TeaCache(float("inf"), "identity", use_ret_steps)
+    with method.attach(pipe, request(pipe, steps=8)) as trace:
+        pipe(**request(pipe, steps=8).kwargs(pipe))
+    cond = [record.block_calls > 0 for record in trace.records if record.branch == "cond"]
+    protected = {0, 1, 2, 3, 4} if use_ret_steps else {0, 7}
+    assert cond == [step in protected for step in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("model", "use_ret_steps", "change", "value"),
+    [
+        ("wan2.1-t2v-1.3b", False, 0.1, 0.250),
+        ("wan2.1-t2v-1.3b", True, 0.02, 0.078),
+        ("wan2.1-t2v-14b", False, 0.3, 1.136),
+        ("wan2.1-t2v-14b", True, 0.05, 0.219),
+        ("wan2.1-i2v-14b-480p", False, 0.2, 0.179),
+        ("wan2.1-i2v-14b-480p", True, 0.05, 0.140),
+        ("wan2.1-i2v-14b-720p", False, 0.15, 0.242),
+        ("wan2.1-i2v-14b-720p", True, 0.1, 0.836),
+    ],
+)
+def test_official_polynomials(model, use_ret_steps, change, value):
+    """Values tabulated from the authors' coefficients with np.poly1d."""
+    polynomial = TeaCache(coefficients=model, use_ret_steps=use_ret_steps).polynomial
+    assert np.poly1d(polynomial)(change) == pytest.approx(value, abs=6e-4)
+    assert model in OFFICIAL
+
+
+@pytest.mark.parametrize("use_ret_steps", [False, True])
+def test_calibration_fits_what_happened(use_ret_steps):
+    pipe = PIPELINES["ti2v_i2v"]()
+    before = fingerprint(pipe)
+    requests = [request(pipe, seed, STEPS) for seed in (0, 1)]
+    fit = calibrate(pipe, requests, use_ret_steps)
+
+    e = np.array(embeddings(pipe, use_ret_steps))
+    changes = np.abs(np.diff(e, axis=0)).mean(axis=1) / np.abs(e[:-1]).mean(axis=1)
+    x, y = np.array(fit["points"]).T
+    per_video = 2 * (STEPS - 1)
+    assert len(x) == 2 * per_video
+    np.testing.assert_allclose(x[0:per_video:2], changes, rtol=1e-4)  # cond of the first video
+    residuals = y - np.polyval(fit["coefficients"], x)
+    assert len(fit["coefficients"]) == 5
+    assert fit["r2"] == pytest.approx(1 - residuals.var() / y.var(), abs=1e-6)
+    np.testing.assert_allclose(residuals @ np.vander(x, 5), 0, atol=1e-8)  # normal equations
+    assert fingerprint(pipe) == before
+
+
+def test_calibrated_list_is_accepted_by_the_method():
+    pipe = PIPELINES["wan_t2v"]()
+    fit = calibrate(pipe, [request(pipe, steps=STEPS)])
+    TeaCache(coefficients=fit["coefficients"]).validate(request(pipe))
