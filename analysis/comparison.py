@@ -137,7 +137,7 @@ def _winners(task: str, comparisons: Sequence[Comparison]) -> Table:
         )
         for metric in dict.fromkeys(c.metric for c in comparisons)
     )
-    return Table(f"Best method, {task}", ("Metric", *map(_at, targets)), rows)
+    return Table(f"Best method, {task.upper()}", ("Metric", *map(_at, targets)), rows)
 
 
 def _reached(task: str, target: float, comparisons: Sequence[Comparison]) -> Table:
@@ -148,7 +148,7 @@ def _reached(task: str, target: float, comparisons: Sequence[Comparison]) -> Tab
         )
         for method in dict.fromkeys(name for c in comparisons for name in c.reached)
     )
-    return Table(f"Reached {_at(target)}, {task}", _header("Method", comparisons), rows)
+    return Table(f"Reached {_at(target)}, {task.upper()}", _header("Method", comparisons), rows)
 
 
 def _lead(task: str, target: float, comparisons: Sequence[Comparison]) -> Table:
@@ -159,7 +159,9 @@ def _lead(task: str, target: float, comparisons: Sequence[Comparison]) -> Table:
         )
         for method in dict.fromkeys(name for c in comparisons for name in c.lead)
     )
-    return Table(f"HSA minus the others {_at(target)}, {task}", _header("Minus", comparisons), rows)
+    return Table(
+        f"HSA minus the others {_at(target)}, {task.upper()}", _header("Minus", comparisons), rows
+    )
 
 
 def _areas(task: str, summary: pd.DataFrame, metrics: Sequence[Metric]) -> Table:
@@ -172,7 +174,7 @@ def _areas(task: str, summary: pd.DataFrame, metrics: Sequence[Metric]) -> Table
         for method in dict.fromkeys(name for _, area in found for name in area)
     )
     header = ("Method", *(f"{metric.title} \N{UPWARDS ARROW}" for metric, _ in found))
-    return Table(f"Area under the front, {task}", header, rows)
+    return Table(f"Area under the front, {task.upper()}", header, rows)
 
 
 def _header(first: str, comparisons: Sequence[Comparison]) -> tuple[str, ...]:

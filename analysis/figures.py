@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 
 import matplotlib
@@ -24,7 +24,7 @@ WIDTH = 7.0  # inches: both columns of a page
 PANEL_HEIGHT = 2.35
 DPI = 200
 # Okabe and Ito (2008): told apart with every common colour vision; the yellow is too pale for lines
-PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALETTE = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dvp*X"
 FADED = 0.3
 STYLE = {
@@ -83,8 +83,11 @@ def frontier(summary: pd.DataFrame, metrics: Sequence[Metric]) -> Figure:
     figure, axes = _grid(len(panels), columns=2)
     for ax, (metric, task, view) in zip(axes, panels, strict=True):
         _draw_panel(ax, view, metric, looks)
-        ax.set_title(f"{metric.title}, {task}")
-    _legend(figure, {m: looks[m] for m in looks if any(m in set(v["method"]) for *_, v in panels)})
+        ax.set_title(f"{metric.title}, {task.upper()}")
+    right = 1.05 * max(_cost(view)[1].max() for *_, view in panels)
+    for ax in axes:
+        ax.set_xlim(0, right)
+    _legend(figure, looks)
     figure.draw_without_rendering()  # solves the layout, so that labels know their pixels
     figure.set_layout_engine("none")
     for ax, (metric, _, view) in zip(axes, panels, strict=True):
@@ -164,7 +167,6 @@ def _draw_panel(ax: Axes, view: pd.DataFrame, metric: Metric, looks: Mapping[str
                 ax.vlines(x[i], row["low"], row["high"], look.colour, alpha=alpha, lw=0.8, zorder=3)
             ax.plot(x[i], row["mean"], look.marker, color=look.colour, alpha=alpha, mew=0, zorder=4)
     ax.set_xlabel(name)
-    ax.set_xlim(left=0)
     ax.margins(y=0.12)
     _orient(ax, metric)
 
@@ -186,40 +188,44 @@ def _name_front(ax: Axes, view: pd.DataFrame, metric: Metric, looks: Mapping[str
     """Names the settings on the panel's front; a hairline joins a name that had to move away."""
     _, cost = _cost(view)
     best = front(cost.to_numpy(), view["mean"].to_numpy(), metric.higher_is_better)
-    pixels = ax.transData.transform(np.column_stack([cost, view["mean"]]))
     scale = ax.figure.dpi / 72
-    radius = 0.5 * matplotlib.rcParams["lines.markersize"] * scale
-    markers = [Box(x - radius, y - radius, x + radius, y + radius) for x, y in pixels]
-    named = view[best]
+    pixels = ax.transData.transform(np.column_stack([cost, view["mean"]]))
+    looks_of = [looks[method] for method in view.loc[best, "method"]]
+    paper = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.2}
+    font = {"fontsize": 6, "transform": ax.transAxes, "zorder": 5, "bbox": paper}
     texts = [
-        ax.annotate(row["label"], (0, 0), xycoords="figure pixels", fontsize=6, zorder=5)
-        for _, row in named.iterrows()
+        ax.text(0, 0, label, color=look.colour, **font)
+        for label, look in zip(view.loc[best, "label"], looks_of, strict=True)
     ]
     sizes = np.array([text.get_window_extent().size for text in texts])
     bounds = Box(*ax.get_window_extent().extents)
-    boxes = place(pixels[best], sizes, bounds, markers, scale)
-    for text, box, (_, row), point in zip(
-        texts, boxes, named.iterrows(), pixels[best], strict=True
-    ):
-        text.remove()
-        _write(ax, row["label"], box, point, looks[row["method"]].colour, 8 * scale)
-
-
-def _write(ax: Axes, label: str, box: Box, point: np.ndarray, colour: str, near: float) -> None:
-    """The label in its box (pixels), in axes coordinates so that every output format agrees."""
+    # axes coordinates, so that output formats of different resolution agree
     to_axes = ax.transAxes.inverted().transform
-    ax.text(
-        *to_axes((box.x0, box.y0)),
-        label,
-        color=colour,
-        fontsize=6,
-        transform=ax.transAxes,
-        zorder=5,
-    )
-    end = np.clip(point, (box.x0, box.y0), (box.x1, box.y1))
-    if np.hypot(*(end - point)) > near:
-        x, y = zip(to_axes(point), to_axes(end), strict=True)
-        ax.plot(x, y, color=colour, lw=0.4, alpha=0.6, transform=ax.transAxes, zorder=1)
+    boxes = place(pixels[best], sizes, bounds, _drawn(ax, scale), scale)
+    for text, box, point, look in zip(texts, boxes, pixels[best], looks_of, strict=True):
+        text.set_position(to_axes((box.x0, box.y0)))
+        end = np.clip(point, (box.x0, box.y0), (box.x1, box.y1))
+        if np.hypot(*(end - point)) > 8 * scale:
+            x, y = zip(to_axes(point), to_axes(end), strict=True)
+            ax.plot(x, y, color=look.colour, lw=0.4, alpha=0.6, transform=ax.transAxes, zorder=1)
+
+
+def _drawn(ax: Axes, scale: float) -> list[Box]:
+    """Pixels that a panel's markers, bars and lines cover, as boxes."""
+    reach = 0.5 * matplotlib.rcParams["lines.markersize"] * scale
+    boxes = []
+    for line in ax.lines:
+        points = ax.transData.transform(line.get_xydata())
+        if len(points) == 1:  # a marker
+            boxes.append(Box(*(points[0] - reach), *(points[0] + reach)))
+        for start, end in pairwise(points):
+            steps = np.linspace(0, 1, max(2, round(np.hypot(*(end - start)) / (4 * scale))))
+            for point in start + steps[:, None] * (end - start):
+                boxes.append(Box(*(point - scale), *(point + scale)))
+    bars = (ax.transData.transform(bar) for c in ax.collections for bar in c.get_segments())
+    for (x, y0), (_, y1) in bars:
+        boxes.append(Box(x - scale, min(y0, y1), x + scale, max(y0, y1)))
+    return boxes
 
 
 def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:

@@ -52,9 +52,14 @@ class Table:
     rows: tuple[tuple[Entry, ...], ...]
     note: str = ""
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers."""
+        return [all(entry.number for entry in column) for column in zip(*self.rows, strict=True)]
 
-def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str) -> Table:
-    """Quality, active fraction and runtime of every setting, fastest last as planned.
+
+def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: str = "") -> Table:
+    """Quality, active fraction and runtime of every setting, in the order of the plan.
 
     The best mean of a metric is bold; the reference setting, which has no fidelity, takes part
     in the others.
@@ -79,7 +84,9 @@ def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str) -> Tabl
             )
         )
     header = ("Method", "Implementation", "Prompts", "Active", "Runtime (s)", "Relative")
-    return Table(f"Quality, {task}", header + tuple(map(heading, metrics)), tuple(rows))
+    return Table(
+        f"Quality, {task.upper()}", header + tuple(map(heading, metrics)), tuple(rows), note
+    )
 
 
 def gains(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, baseline: str) -> Table:
@@ -104,7 +111,7 @@ def gains(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, baseline:
         "Relative",
         *(f"\N{GREEK CAPITAL LETTER DELTA} {heading(m)}" for m in metrics),
     )
-    return Table(f"Against flow matching at the same runtime, {task}", header, rows)
+    return Table(f"Against flow matching at the same runtime, {task.upper()}", header, rows)
 
 
 def heading(metric: Metric) -> str:
@@ -121,10 +128,11 @@ def difference(estimate: Estimate, metric: Metric) -> Entry:
 
 
 def number(value: float, signed: bool = False) -> str:
-    """Two decimals from 10 up, three below."""
+    """Two decimals from 10 up, three below, four below 0.1."""
     if not math.isfinite(value):
         return MISSING
-    text = f"{value:{'+' if signed else ''}.{2 if abs(value) >= 10 else 3}f}"
+    decimals = 2 if abs(value) >= 10 else 3 if abs(value) >= 0.1 else 4
+    text = f"{value:{'+' if signed else ''}.{decimals}f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -155,7 +163,7 @@ def terminal(table: Table) -> rich.table.Table:
     from rich.text import Text
 
     shown = rich.table.Table(title=table.title, caption=table.note or None)
-    for name, numeric in zip(table.header, _numeric(table), strict=True):
+    for name, numeric in zip(table.header, table.numeric, strict=True):
         shown.add_column(name, justify="right" if numeric else "left")
     for row in table.rows:
         shown.add_row(*(Text(entry.text, style="bold" if entry.bold else "") for entry in row))
@@ -163,7 +171,7 @@ def terminal(table: Table) -> rich.table.Table:
 
 
 def _markdown(table: Table) -> str:
-    rule = ("---:" if numeric else "---" for numeric in _numeric(table))
+    rule = ("---:" if numeric else "---" for numeric in table.numeric)
     body = (
         (f"**{text}**" if entry.bold else text for entry in row for text in [_pipes(entry.text)])
         for row in table.rows
@@ -174,7 +182,7 @@ def _markdown(table: Table) -> str:
 
 
 def _latex(table: Table) -> str:
-    columns = "".join("r" if numeric else "l" for numeric in _numeric(table))
+    columns = "".join("r" if numeric else "l" for numeric in table.numeric)
     body = (
         [rf"\textbf{{{text}}}" if entry.bold else text for entry in row for text in [_tex(entry)]]
         for row in table.rows
@@ -205,12 +213,6 @@ def _tex(entry: Entry) -> str:
 
 def _pipes(text: str) -> str:
     return text.replace("|", r"\|")
-
-
-def _numeric(table: Table) -> list[bool]:
-    if not table.rows:
-        return [False] * len(table.header)
-    return [entry.number for entry in table.rows[0]]
 
 
 def _best(view: pd.DataFrame, metric: Metric) -> str | None:

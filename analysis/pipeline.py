@@ -1,0 +1,124 @@
+"""From the store to everything in results/<experiment>/: tables, figures, report, wandb."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis import comparison, figures, report, tables
+from analysis.frame import Runtimes, runtimes, tidy
+from analysis.metrics.base import Metric
+from analysis.score import available
+from analysis.summary import BASELINE, summarise
+from analysis.tables import Table
+
+if TYPE_CHECKING:
+    from experiments.config import Config
+    from experiments.plan import Plan
+    from experiments.store import Store
+
+FRONTIER_CAPTION = (
+    "Quality against measured runtime; up is better in every panel. Settings that none beats in "
+    "both are named, the others faded. Bars: 95 % bootstrap intervals over prompts."
+)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was made of the stored videos."""
+
+    frame: pd.DataFrame
+    summary: pd.DataFrame
+    results: list[Table]  # one per task, for the terminal
+    logged: list[str]  # ids of the new wandb runs
+
+
+def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
+    """Write table.md, .csv and .tex, comparison.md, frontier and sweep figures, and index.html.
+
+    Reads stored samples, scores and timings only, so it may be called at any time: what is not
+    there yet is missing in the output.
+
+    Raises:
+        ValueError: none of the plan's videos is in the store.
+    """
+    from experiments.config import build, load_group
+
+    wanted = load_group("metric", cfg.metrics)
+    metrics = available(wanted)
+    frame = tidy(plan, store, metrics)
+    if frame.empty:
+        raise ValueError(f"nothing to analyse: none of the {len(plan.cells)} videos is stored")
+    measured = runtimes(plan, store)
+    summary = summarise(frame, measured, metrics)
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+
+    note = _note(frame, measured, [m.name for m in wanted if m not in metrics])
+    results, gains = _tables(summary, metrics, note)
+    compared = comparison.tables(comparison.compare(frame, summary, metrics), summary, metrics)
+    _write(out_dir / "table.md", tables.markdown(results + gains))
+    _write(out_dir / "table.tex", tables.latex(results + gains))
+    _write(out_dir / "table.csv", summary.to_csv(index=False, lineterminator="\n"))
+    _write(out_dir / "comparison.md", tables.markdown(compared))
+    drawn = _figures(summary, metrics, out_dir)
+    page = report.render(
+        title=cfg.name,
+        subtitle=note,
+        figures=drawn,
+        tables=results + gains + compared,
+        videos=report.videos(frame, summary, store, metrics),
+        shown=report.opening(summary),
+    )
+    _write(out_dir / "index.html", page)
+    sink = build(cfg.logger, "logger") if cfg.logger.get("_target_") else None
+    logged = sink.sync(cfg.name, frame, summary, store, out_dir) if sink else []
+    return Analysis(frame, summary, results, logged)
+
+
+def _tables(
+    summary: pd.DataFrame, metrics: Sequence[Metric], note: str
+) -> tuple[list[Table], list[Table]]:
+    tasks = summary["task"].unique()
+    results = [tables.results(summary, metrics, task, note) for task in tasks]
+    gains = [tables.gains(summary, metrics, task, BASELINE) for task in tasks]
+    return results, [table for table in gains if table.rows]
+
+
+def _figures(
+    summary: pd.DataFrame, metrics: Sequence[Metric], out_dir: Path
+) -> list[report.Figure]:
+    drawings = {"frontier": (lambda: figures.frontier(summary, metrics), FRONTIER_CAPTION)}
+    for method, rows in figures.sweeps(summary).items():
+        caption = f"Quality and runtime of {method} against {rows['parameter'].iloc[0]}."
+        drawings[f"sweep_{method}"] = (lambda rows=rows: figures.sweep(rows, metrics), caption)
+    made = []
+    for name, (draw, caption) in drawings.items():
+        _, svg = figures.save(draw, out_dir / name)
+        made.append(report.Figure(svg.read_bytes(), caption))
+    return made
+
+
+def _note(frame: pd.DataFrame, measured: Runtimes, unavailable: Sequence[str]) -> str:
+    prompts = frame["prompt_id"].nunique()
+    parts = [
+        f"Means over {prompts} prompts with 95 % bootstrap intervals.",
+        f"Runtime: median of the denoising loop, measured on {measured.machine}."
+        if measured.machine
+        else "Runtime was not measured.",
+    ]
+    if unavailable:
+        parts.append(f"Not available on this machine: {', '.join(unavailable)}.")
+    return " ".join(parts)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
