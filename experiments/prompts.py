@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +27,13 @@ class Prompt:
     image: Image | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
-
-def image_sha256(image: Image | None) -> str | None:
-    """Hash of the RGB pixels and their size, so that the same picture is the same request."""
-    if image is None:
-        return None
-    rgb = image.convert("RGB")
-    return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
+    @cached_property
+    def image_sha256(self) -> str | None:
+        """Hash of the RGB pixels and their size: the same picture is the same request."""
+        if self.image is None:
+            return None
+        rgb = self.image.convert("RGB")
+        return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
 
 
 def from_texts(texts: Sequence[str]) -> list[Prompt]:
