@@ -14,7 +14,7 @@ class KVCache:
     """Keys and values (B, N, H, D) of every token, one pair a self-attention layer."""
 
     def __init__(self) -> None:
-        self._layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self.layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def update(
         self, layer: nn.Module, rows: Rows | None, key: Tensor, value: Tensor
@@ -25,11 +25,11 @@ class KVCache:
         otherwise the rows are written in place and the others keep their last value.
         """
         if rows is None:
-            self._layers[layer] = key.contiguous(), value.contiguous()
+            self.layers[layer] = key.contiguous(), value.contiguous()
         else:
-            for cached, fresh in zip(self._layers[layer], (key, value), strict=True):
+            for cached, fresh in zip(self.layers[layer], (key, value), strict=True):
                 rows.put(cached, fresh)
-        return self._layers[layer]
+        return self.layers[layer]
 
 
 @dataclass(eq=False)

@@ -3,7 +3,6 @@
 Symbols of the paper (arXiv 2605.06892): T steps, K groups, budget s_k of group k, s_1 = T.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -90,29 +89,31 @@ def solve(
 
     The paper does not say which fractions its settings have, so the rule is ours: three groups; of
     all budgets that meet `runtime` with at least `SMALLEST_FULL` of the tokens on the full budget,
-    the ones that refresh the rest most often; the rest is split by `SPLIT`. A T with fewer than
-    two smaller divisors gives fewer groups.
+    the ones that refresh the rest most often; the rest is split by `SPLIT`. A prime T gives two
+    groups, runtime 1 one.
 
     Raises:
         ValueError: no budgets meet `runtime` between these windows.
     """
+    if runtime == 1:
+        return (steps,), (1.0,)
     smaller = divisors(steps)[1:]
     num_smaller = min(len(SPLIT), len(smaller))
     split = SPLIT if num_smaller == len(SPLIT) else (1.0,) * num_smaller
-    candidates = []
+    costs = {}  # of a token that is not on the full budget, for each choice of smaller budgets
     for rest in combinations(smaller, num_smaller):
         schedule = Schedule((steps, *rest), warmup_steps, cooldown_steps)
-        cost_of_rest = schedule.expected_fraction((0.0, *split))
-        saving = 1 - cost_of_rest
-        full = (runtime - cost_of_rest) / saving if saving > 0 else 1.0
-        candidates.append((rest, full, cost_of_rest))
-    feasible = [entry for entry in candidates if SMALLEST_FULL <= entry[1] <= 1]
+        costs[rest] = schedule.expected_fraction((0.0, *split))
+    shares = {
+        rest: (runtime - cost) / (1 - cost) for rest, cost in costs.items() if cost < runtime < 1
+    }
+    feasible = [rest for rest, full in shares.items() if full >= SMALLEST_FULL]
     if not feasible:
-        cheapest = min(cost_of_rest for *_, cost_of_rest in candidates)
-        lowest = SMALLEST_FULL + (1 - SMALLEST_FULL) * cheapest
+        lowest = SMALLEST_FULL + (1 - SMALLEST_FULL) * min(costs.values())
         raise ValueError(
             f"runtime: {runtime} cannot be met with steps={steps}, warmup_steps={warmup_steps}, "
             f"cooldown_steps={cooldown_steps}; choices: {lowest:.4f} to 1.0"
         )
-    rest, full, _ = max(feasible, key=lambda entry: entry[0][::-1])
+    rest = max(feasible, key=lambda rest: rest[::-1])
+    full = shares[rest]
     return (steps, *rest), (full, *((1 - full) * share for share in split))

@@ -1,0 +1,278 @@
+"""Whole pipelines under HSA against plain diffusers and against the naive reference."""
+
+import copy
+
+import pytest
+import torch
+
+from hsa import HSAConfig, apply_hsa
+from hsa.schedulers import EulerFlowMatch, euler
+from tests.hsa import reference
+from tests.pipelines import TOKENS, inputs, sample, wan22_t2v, wan_i2v, wan_t2v, wan_ti2v
+
+PIPELINES = [wan_t2v, wan_ti2v, wan_i2v, wan22_t2v]
+CONFIG = HSAConfig((8, 4, 2), fractions=(0.1, 0.3, 0.6), warmup_steps=2, cooldown_steps=1)
+EVERY_TOKEN = HSAConfig((8, 4, 2), thresholds=(0.0, 0.0), warmup_steps=2)
+N = TOKENS[0] * TOKENS[1] * TOKENS[2]
+
+
+def plain(pipe, **overrides):
+    with euler(pipe):
+        return sample(pipe, **overrides)
+
+
+def hsa(pipe, config=CONFIG, **overrides):
+    with apply_hsa(pipe, config) as trace:
+        return sample(pipe, **overrides), trace
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("build", PIPELINES)
+def test_every_token_active_is_flow_matching(build, guidance_scale):
+    pipe = build()
+    latents, trace = hsa(pipe, EVERY_TOKEN, guidance_scale=guidance_scale)
+    assert torch.equal(latents, plain(pipe, guidance_scale=guidance_scale))
+    assert trace.active_fraction == 1
+    assert trace.allocation.count_nonzero() == 0
+
+
+def test_every_token_active_is_flow_matching_in_bfloat16():
+    pipe = wan_t2v()
+    pipe.transformer.to(torch.bfloat16)
+    latents, _ = hsa(pipe, EVERY_TOKEN)
+    assert latents.dtype == torch.float32
+    assert torch.equal(latents, plain(pipe))
+
+
+@pytest.mark.parametrize("cut", [{"fractions": (0.1, 0.3, 0.6)}, {"thresholds": (0.14, 0.11)}])
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("build", [wan_t2v, wan_ti2v, wan22_t2v])
+def test_pipeline_equals_naive_reference(build, guidance_scale, cut):
+    pipe = build()
+    config = HSAConfig((8, 4, 1), **cut, warmup_steps=3, cooldown_steps=1)
+    latents, trace = hsa(pipe, config, guidance_scale=guidance_scale)
+    expected, groups = reference.hsa_latents(
+        pipe, config, inputs(pipe, guidance_scale=guidance_scale)
+    )
+    assert set(groups.tolist()) == {0, 1, 2}
+    assert torch.equal(trace.allocation.flatten(), groups)
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+
+
+def test_skipped_token_moves_by_one_large_euler_step():
+    pipe, path, velocities = wan_t2v(), [], []
+
+    def keep_latents(pipe, step, timestep, tensors):
+        path.append(tensors["latents"])
+        return {}
+
+    with apply_hsa(pipe, CONFIG) as trace:
+        handle = pipe.transformer.register_forward_hook(lambda m, a, out: velocities.append(out[0]))
+        sample(pipe, guidance_scale=1.0, callback_on_step_end=keep_latents)
+        handle.remove()
+        sigmas = pipe.scheduler.sigmas
+    skipped = reference.pixels(trace.allocation.flatten() == 2, path[0]).expand_as(path[0])
+    # the group of budget 2 runs at steps 0, 1 (warm-up), 4 and 7 (cool-down)
+    one_step = path[3] + (sigmas[7] - sigmas[4]) * velocities[4]
+    torch.testing.assert_close(path[6][skipped], one_step[skipped], rtol=0, atol=1e-6)
+    assert not torch.allclose(path[6][~skipped], one_step[~skipped], atol=1e-3)
+
+
+@pytest.mark.parametrize("build", PIPELINES)
+def test_hsa_changes_the_video_and_repeats_itself(build):
+    pipe = build()
+    first, trace = hsa(pipe)
+    again, trace_again = hsa(pipe)
+    assert torch.equal(first, again)
+    assert trace.to_dict() == trace_again.to_dict()
+    assert not torch.equal(first, plain(pipe))
+
+
+def test_videos_made_in_one_block_do_not_touch_each_other():
+    pipe = wan_t2v()
+    alone = [hsa(pipe, seed=seed)[0] for seed in (0, 1)]
+    with apply_hsa(pipe, CONFIG):
+        for seed in (0, 1, 0):
+            assert torch.equal(sample(pipe, seed=seed), alone[seed])
+        assert sample(pipe, seed=0, height=32).shape[-2:] == (4, 8)
+
+
+@pytest.mark.parametrize("cut", [{"fractions": (0.1, 0.3, 0.6)}, {"thresholds": (0.14, 0.11)}])
+@pytest.mark.parametrize("build", [wan_t2v, wan_ti2v])
+def test_batch_equals_single_videos(build, cut):
+    pipe = build()
+    config = HSAConfig((8, 4, 2), **cut, warmup_steps=2)
+    prompts = ["a red circle moves left", "a large green star"]
+    together, trace = hsa(
+        pipe,
+        config,
+        prompt=prompts,
+        negative_prompt=["blurry"] * 2,
+        generator=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+    )
+    for i, prompt in enumerate(prompts):
+        alone, trace_alone = hsa(pipe, config, prompt=prompt, seed=i)
+        assert torch.equal(trace.allocation[i], trace_alone.allocation[0])
+        torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-5)
+    counts = [(groups == 0).sum().item() for groups in trace.allocation]
+    assert (counts[0] != counts[1]) == ("thresholds" in cut)
+
+
+def test_measured_share_of_tokens_is_the_expected_one():
+    config = HSAConfig((8, 4, 2), fractions=(0.25, 0.25, 0.5), warmup_steps=2)  # N divides evenly
+    _, trace = hsa(wan_t2v(), config)
+    assert trace.active_fraction == pytest.approx(config.expected_fraction)
+
+
+def test_allocation_is_made_before_the_first_partial_step_of_both_branches():
+    _, trace = hsa(wan_t2v())
+    columns = trace.to_dict()["records"]
+    assert columns["branch"] == ["cond", "uncond"] * 8
+    # shares .1, .3, .6 of 48 tokens are 5, 14, 29; budgets 8, 4, 2 of 8 steps
+    assert columns["active_tokens"][::2] == [48, 48, 19, 5, 48, 5, 19, 48]
+    assert columns["active_tokens"][1::2] == columns["active_tokens"][::2]
+    assert set(columns["block_calls"]) == {3}
+
+
+def test_second_expert_starts_with_a_full_step():
+    _, trace = hsa(wan22_t2v())
+    second = [record for record in trace.records if record.expert == "transformer_2"]
+    assert [record.active_tokens for record in second[:2]] == [N, N]
+    assert second[0].step == 3  # not a step on which CONFIG runs every token
+    assert min(record.active_tokens for record in second) < N
+
+
+def test_expert_switch_inside_the_warm_up():
+    config = HSAConfig((8, 4, 2), fractions=(0.1, 0.3, 0.6), warmup_steps=5)
+    latents, trace = hsa(wan22_t2v(), config)  # switches at step 3: changes of steps 1, 2, 4
+    assert trace.allocation is not None and latents.isfinite().all()
+    short = HSAConfig((8, 4, 2), fractions=(0.1, 0.3, 0.6), warmup_steps=2)
+    pipe = wan22_t2v()
+    pipe.register_to_config(boundary_ratio=0.96)  # switches at step 1
+    with pytest.raises(ValueError, match="warmup_steps: 2 .* transformer_2 took over"):
+        hsa(pipe, short)
+
+
+def test_given_tokens_get_the_smallest_budget():
+    _, trace = hsa(wan_ti2v())
+    assert trace.velocity_change[:, 0].eq(0).all()
+    assert trace.velocity_change[:, 1:].gt(0).all()
+    assert trace.allocation[:, 0].eq(2).all()
+
+
+def parts(pipe):
+    """Everything HSA touches, by identity."""
+    models = [pipe.transformer, pipe.transformer_2]
+    return [
+        pipe.scheduler,
+        dict(pipe.config),
+        *(
+            (
+                model.__dict__.keys(),
+                [block.attn1.processor for block in model.blocks],
+                [len(module._forward_hooks) for module in model.modules()],
+                [len(module._forward_pre_hooks) for module in model.modules()],
+                dict(model._diffusers_hook.hooks),
+            )
+            for model in models
+            if model is not None
+        ),
+    ]
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    def callback(pipe, i, timestep, tensors):
+        if i == step:
+            raise Stop
+        return {}
+
+    return callback
+
+
+@pytest.mark.parametrize("build", [wan_t2v, wan_ti2v, wan22_t2v])
+def test_pipeline_is_restored(build):
+    pipe = build()
+    latents = plain(pipe)
+    before = parts(pipe)
+    scheduler_state = copy.deepcopy(vars(pipe.scheduler))
+    hsa(pipe)
+    assert parts(pipe) == before
+    with pytest.raises(Stop):
+        hsa(pipe, callback_on_step_end=stop_at(4))
+    assert parts(pipe) == before
+    assert str(vars(pipe.scheduler)) == str(scheduler_state)
+    assert torch.equal(plain(pipe), latents)
+
+
+@pytest.mark.parametrize("step", [0, 1, 4, 6])
+@pytest.mark.parametrize("build", [wan_t2v, wan22_t2v])
+def test_unfinished_video_is_forgotten(build, step):
+    pipe = build()
+    expected, _ = hsa(pipe, seed=1)
+    with apply_hsa(pipe, CONFIG):
+        with pytest.raises(Stop):
+            sample(pipe, height=32, callback_on_step_end=stop_at(step))
+        assert torch.equal(sample(pipe, seed=1), expected)
+
+
+def test_error_inside_the_model_is_forgotten():
+    pipe = wan_t2v()
+    expected, _ = hsa(pipe)
+
+    def fail(module, args):
+        raise Stop
+
+    with apply_hsa(pipe, CONFIG):
+        handle = pipe.transformer.blocks[1].register_forward_pre_hook(fail)
+        with pytest.raises(Stop):
+            sample(pipe, height=32)
+        handle.remove()
+        assert torch.equal(sample(pipe), expected)
+
+
+def test_nan_velocity_names_step_and_branch():
+    def poison(pipe, step, timestep, tensors):
+        latents = tensors["latents"]
+        return {"latents": latents * float("nan") if step == 2 else latents}
+
+    with pytest.raises(FloatingPointError, match="step 3, branch 'cond', transformer"):
+        hsa(wan_t2v(), callback_on_step_end=poison)
+
+
+def test_number_of_steps_must_be_the_full_budget():
+    with pytest.raises(ValueError, match=r"budgets: \(8, 4, 2\) .* num_inference_steps is 6"):
+        hsa(wan_t2v(), steps=6)
+
+
+def test_hsa_twice_is_refused():
+    pipe = wan_t2v()
+    with apply_hsa(pipe, CONFIG), pytest.raises(ValueError, match="cache 'hsa' is installed"):
+        hsa(pipe)
+    hsa(pipe)
+
+
+def test_other_cache_is_refused():
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = wan_t2v()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(ValueError, match="transformer: the cache .* is installed"):
+        hsa(pipe)
+    assert not isinstance(pipe.scheduler, EulerFlowMatch)
+    pipe.transformer.disable_cache()
+    hsa(pipe)
+
+
+def test_unknown_transformer_is_refused():
+    from diffusers import SD3Transformer2DModel
+
+    pipe = wan_t2v()
+    pipe.transformer = SD3Transformer2DModel(
+        num_layers=1, attention_head_dim=8, num_attention_heads=2, caption_projection_dim=16
+    )
+    with pytest.raises(ValueError, match="SD3Transformer2DModel .* choices: WanTransformer3DModel"):
+        hsa(pipe)
