@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from baselines.base import Method, Request
-from experiments.config import ModelConfig
+from experiments.config import Config, ModelConfig
 from experiments.prompts import Prompt
 
 SCHEMA = 1
@@ -24,13 +24,14 @@ class Cell:
         inputs: everything that decides the video or that scoring reads of the prompt, as JSON;
             the store's record begins with it, and `key` is its hash.
         label: what tables call the setting. Not part of the key.
+        config: of the setting.
         reference_key: the cell that fidelity is measured against; the reference's own key is its.
     """
 
     key: str
     label: str
     inputs: Mapping[str, Any]
-    model: ModelConfig
+    config: Config
     method: Method
     request: Request
     reference_key: str

@@ -30,6 +30,16 @@ class Plan:
     def missing(self, store: Store) -> list[Cell]:
         return [cell for cell in self.cells if not store.has(cell.key)]
 
+    def stored(self, store: Store) -> list[Cell]:
+        return [cell for cell in self.cells if store.has(cell.key)]
+
+    def by_setting(self) -> dict[tuple[str, str], list[Cell]]:
+        """(task, label) -> cells, in the order of the plan."""
+        groups: dict[tuple[str, str], list[Cell]] = {}
+        for cell in self.cells:
+            groups.setdefault(cell.setting, []).append(cell)
+        return groups
+
 
 def plan(experiment: Experiment) -> Plan:
     """Expand an experiment and check everything that can be checked without loading a model.
@@ -95,7 +105,7 @@ class _Builder:
             key=key,
             label=setting.label,
             inputs=inputs,
-            model=config.model,
+            config=config,
             method=method,
             request=request,
             reference_key=reference.key if reference else key,

@@ -207,6 +207,11 @@ class Store:
         self._hashes.pop(path.name, None)
         return target
 
+    def require_writable(self) -> None:
+        """Raise StoreError if nothing can be written here."""
+        with self._staging():
+            pass
+
     def clean(self) -> None:
         """Remove what killed writers of this machine left half written."""
         for path in self.root.glob(f".tmp/{socket.gethostname()}-*"):

@@ -1,0 +1,313 @@
+"""hsa-bench: from a configuration to a table. Commands import what they need when they run."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from rich import progress
+from rich.console import Console
+from rich.table import Table
+
+from experiments import doctor
+from experiments.config import Config, Experiment, build, load_experiment, load_group
+from experiments.errors import UserError, one_line
+from experiments.estimate import duration, estimate
+from experiments.plan import Plan, plan
+from experiments.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from experiments.engines import Engine
+    from experiments.execute import Worker
+
+USAGE = """\
+hsa-bench COMMAND [-m] [--config-dir DIR] [key=value ...]
+
+  run        generate what is missing, time it, score it, make tables, figures and report
+  plan       list the settings, what is stored and missing, and how long it will take
+  score      score what is stored
+  table      tables, figures and report of what is stored; print the tables
+  report     the same; print where the report is
+  verify     read the whole store and set aside what was altered
+  doctor     check this installation
+  calibrate  fit what a method needs for a model, from prompts=calibration
+
+Keys are those of conf/, in Hydra's grammar; -m allows several values a key, --config-dir adds a
+folder with groups of your own:
+
+  hsa-bench run experiment=demo
+  hsa-bench run method=teacache method.threshold=0.1 limit=2
+  hsa-bench run -m method=hsa method.thresholds=[0.1],[0.2],[0.3]
+"""
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One command: what it is about, and where results are and messages go."""
+
+    experiment: Experiment
+    console: Console
+
+    @property
+    def config(self) -> Config:
+        return self.experiment.config
+
+    @property
+    def store(self) -> Store:
+        return Store(self.config.store)
+
+    def track(self, items: Iterable[T], total: int, title: str) -> Iterator[T]:
+        """Yield items under a progress bar that tells how long the rest will take."""
+        columns = (
+            progress.TextColumn("{task.description:<10}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("left"),
+            progress.TimeRemainingColumn(),
+        )
+        with progress.Progress(*columns, console=self.console) as bar:
+            yield from bar.track(items, total=total, description=title)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Errors that are the user's to mend take one line and exit code 2."""
+    command, overrides, multirun, config_dir = _arguments(argv)
+    try:
+        doctor.check_packages()
+        experiment = load_experiment(overrides, multirun, config_dir)
+        return COMMANDS[command](Session(experiment, _console()))
+    except (UserError, StoreError) as error:
+        return _fail(one_line(error))
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        return _fail(f"cannot write {error.filename}: {error.strerror}; what is stored is intact")
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command again goes on from here", 130)
+
+
+def run(session: Session) -> int:
+    """generate -> time -> score -> report; whatever is stored already is not done again."""
+    config, store = session.config, session.store
+    engine = build(config.engine, "engine")
+    if config.shard and not engine.partial:
+        raise UserError(f"shard={config.shard} has no effect without engine=shard")
+    cells = plan(session.experiment)
+    store.clean()
+    _set_aside_damaged(session, cells)
+    missing = engine.share(cells.missing(store))
+    _announce(session, cells, missing, engine)
+    failed = _generate(session, missing, engine) if missing else 0
+    if engine.partial:
+        session.console.print(f"shard {config.shard} is done; a run without shard reports")
+        return 1 if failed else 0
+    _time(session, cells, engine)
+    _score(session, cells)
+    _report(session, cells, show_tables=True)
+    return 1 if failed else 0
+
+
+def show_plan(session: Session) -> int:
+    """Settings with their numbers of cells; the last line sums up."""
+    cells, store = plan(session.experiment), session.store
+    engine = build(session.config.engine, "engine")
+    table = Table("setting", "task", "videos", "stored", box=None, header_style="bold")
+    for columns in (2, 3):
+        table.columns[columns].justify = "right"
+    for (task, label), group in cells.by_setting().items():
+        stored = sum(store.has(cell.key) for cell in group)
+        table.add_row(label, task, str(len(group)), str(stored))
+    session.console.print(table)
+    _announce(session, cells, engine.share(cells.missing(store)), engine)
+    return 0
+
+
+def score(session: Session) -> int:
+    _score(session, plan(session.experiment))
+    return 0
+
+
+def table(session: Session) -> int:
+    _report(session, plan(session.experiment), show_tables=True)
+    return 0
+
+
+def report(session: Session) -> int:
+    _report(session, plan(session.experiment), show_tables=False)
+    return 0
+
+
+def verify(session: Session) -> int:
+    """Exit code 1 where something was altered; the next run makes it again."""
+    store, problems = session.store, 0
+    for problem in store.verify():
+        problems += 1
+        session.console.print(str(problem), markup=False, soft_wrap=True)
+        store.quarantine(problem.path)
+    if problems:
+        session.console.print(f"{problems} altered, moved to {store.root / 'quarantine'}")
+        session.console.print("the next run makes them again")
+        return 1
+    count = sum(1 for _ in store.samples())
+    session.console.print(f"{store.root}: {count} videos, all as they were written")
+    return 0
+
+
+def show_doctor(session: Session) -> int:
+    findings = list(doctor.examine(session.config))
+    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: ""}
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        table.add_row(finding.name, marks[finding.ok], finding.detail)
+    session.console.print(table)
+    return 1 if any(finding.ok is False for finding in findings) else 0
+
+
+def calibrate(session: Session) -> int:
+    """Print as yaml what the method's module fits on the prompts."""
+    from omegaconf import OmegaConf
+
+    from experiments.calibrate import calibrate
+
+    label = session.experiment.settings[0].label
+    cells = [cell for cell in plan(session.experiment).cells if cell.label == label]
+    engine = build(session.config.engine, "engine")
+    found = calibrate(cells, _worker(session, engine))
+    print(OmegaConf.to_yaml(OmegaConf.create(found)), end="")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Session], int]] = {
+    "run": run,
+    "plan": show_plan,
+    "score": score,
+    "table": table,
+    "report": report,
+    "verify": verify,
+    "doctor": show_doctor,
+    "calibrate": calibrate,
+}
+
+
+def _arguments(argv: Sequence[str] | None) -> tuple[str, list[str], bool, str | None]:
+    parser = argparse.ArgumentParser("hsa-bench", usage=USAGE, allow_abbrev=False, add_help=False)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("--config-dir")
+    given = list(sys.argv[1:] if argv is None else argv)
+    if not given or {"-h", "--help"} & set(given):
+        print(f"usage: {USAGE}", end="")
+        raise SystemExit(0 if given else 2)
+    if given[0] not in COMMANDS:
+        raise SystemExit(_fail(f"{given[0]}: no such command; choose {', '.join(COMMANDS)}"))
+    arguments = parser.parse_intermixed_args(given)
+    return arguments.command, arguments.overrides, arguments.multirun, arguments.config_dir
+
+
+def _set_aside_damaged(session: Session, cells: Plan) -> None:
+    store = session.store
+    for cell in cells.stored(store):
+        if damage := store.damage(cell.key):
+            folder = store.sample_dir(cell.key)
+            session.console.print(f"{folder}: {damage}; made again", markup=False, soft_wrap=True)
+            store.quarantine(folder)
+
+
+def _announce(session: Session, cells: Plan, missing: Sequence, engine: Engine) -> None:
+    total = len(cells.cells)
+    stored = total - len(cells.missing(session.store))
+    line = f"{session.config.name}: {total} videos, "
+    if not missing:
+        line += "all cached" if stored == total else f"{stored} cached, none in this share"
+    else:
+        seconds = estimate(missing, cells.stored(session.store), session.store)
+        line += f"{stored} cached, {len(missing)} to make, "
+        line += f"about {duration(seconds / engine.workers)}" if seconds else "time unknown yet"
+    session.console.print(line, highlight=False)
+
+
+def _generate(session: Session, missing: Sequence, engine: Engine) -> int:
+    """Make the missing cells; returns how many failed."""
+    session.store.require_writable()
+    worker, failed = _worker(session, engine), 0
+    outcomes = engine.generate(missing, worker)
+    for outcome in session.track(outcomes, len(missing), "generate"):
+        if outcome.error:
+            failed += 1
+            message = f"failed: {outcome.label}: {outcome.error}"
+            session.console.print(message, markup=False, soft_wrap=True)
+    if failed:
+        folder = session.store.root / "failures"
+        session.console.print(f"{failed} of {len(missing)} failed, see {folder}", soft_wrap=True)
+    return failed
+
+
+def _time(session: Session, cells: Plan, engine: Engine) -> None:
+    if not session.config.timing.repeats:
+        return
+    from experiments import provenance, timing
+
+    worker = _worker(session, engine)
+    runs = timing.untimed(cells, session.store, session.config.timing, provenance.machine().name)
+    if runs:
+        session.store.require_writable()
+        for _ in session.track(timing.measure(runs, worker), len(runs), "time"):
+            pass
+
+
+def _worker(session: Session, engine: Engine) -> Worker:
+    import torch
+
+    from experiments.execute import Worker
+
+    if engine.threads:
+        torch.set_num_threads(engine.threads)
+    return Worker(session.store)
+
+
+def _score(session: Session, cells: Plan) -> None:
+    import analysis.score
+
+    metrics = load_group("metric", session.config.metrics)
+    with warnings.catch_warnings(record=True) as caught, progress.Progress() as bar:
+        task = bar.add_task("score", total=len(cells.cells))
+        analysis.score.score(
+            cells, session.store, metrics, lambda done, total: bar.update(task, completed=done)
+        )
+    for warning in caught:
+        session.console.print(f"warning: {warning.message}", markup=False, soft_wrap=True)
+
+
+def _report(session: Session, cells: Plan, show_tables: bool) -> None:
+    from analysis.pipeline import analyse
+    from analysis.tables import terminal
+
+    out_dir = session.config.out_dir
+    try:
+        analysis = analyse(session.config, cells, session.store, out_dir)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+    if show_tables:
+        for results in analysis.results:
+            session.console.print(terminal(results))
+    session.console.print(f"{out_dir / 'index.html'}", soft_wrap=True)
+
+
+def _console() -> Console:
+    """As wide as the terminal, or wide enough for a table where the output is a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"hsa-bench: {message}", file=sys.stderr)
+    return code
