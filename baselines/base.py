@@ -100,11 +100,18 @@ class Method(ABC):
 
     @contextmanager
     def attach(self, pipe: DiffusionPipeline, request: Request) -> Iterator[Trace]:
-        """Run the method inside the block; afterwards, by exception too, the pipe is as before."""
+        """Run the method inside the block; afterwards, by exception too, the pipe is as before.
+
+        Raises:
+            ValueError: the settings do not fit the request, or the pipe has a cache already.
+        """
         from hsa.schedulers import euler
-        from hsa.trace import Trace, record_calls
+        from hsa.trace import Trace, experts, record_calls
 
         self.validate(request)
+        for expert, transformer in experts(pipe).items():
+            if transformer.is_cache_enabled:
+                raise ValueError(f"{expert}: a cache is enabled already; disable_cache() first")
         trace = Trace()
         with euler(pipe), self.install(pipe, request), record_calls(pipe, trace):
             yield trace

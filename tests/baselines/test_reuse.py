@@ -4,8 +4,10 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 
 from baselines.flow_matching import FlowMatching
+from baselines.policy import Policy
 from baselines.reuse import residual_reuse
 from baselines.static_mask import ExplicitMask, IntervalMask
 from tests.baselines.cases import PIPELINES, request, sample
@@ -39,26 +41,41 @@ def test_skipped_step_adds_the_residual_of_the_last_computed_one(pipe):
                 assert torch.equal(left[now], entered[now] + residual)
 
 
+class Once(Policy):
+    """Computes the first call that it is asked about, and no other."""
+
+    asked = False
+
+    def decide(self, call):
+        first, self.asked = not self.asked, True
+        return first
+
+
 def test_interrupted_video_leaves_nothing_to_the_next(pipe):
     def interrupt(pipe, step, timestep, tensors):
         raise KeyboardInterrupt
 
-    method, clean = IntervalMask(4), request(pipe, steps=6)
-    expected = sample(method, pipe, clean)
-    with method.attach(pipe, clean):
+    clean = request(pipe, steps=6).kwargs(pipe)
+    other = request(pipe, seed=1, steps=6, callback_on_step_end=interrupt).kwargs(pipe)
+    with residual_reuse(pipe, Once):
+        expected = pipe(**clean).frames
+    with residual_reuse(pipe, Once):
         with pytest.raises(KeyboardInterrupt):
-            other = request(pipe, seed=1, steps=6, callback_on_step_end=interrupt)
-            pipe(**other.kwargs(pipe))
-        again = pipe(**clean.kwargs(pipe)).frames
+            pipe(**other)
+        again = pipe(**request(pipe, steps=6).kwargs(pipe)).frames
     assert torch.equal(again, expected)
 
 
-def test_second_method_on_a_pipe_is_refused(pipe):
+def test_pipe_with_a_cache_is_refused(pipe):
     request_ = request(pipe, steps=6)
     plain = sample(FlowMatching(), pipe, request_)
     with IntervalMask().attach(pipe, request_):
         with pytest.raises(ValueError, match="already"):
             sample(IntervalMask(), pipe, request_)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(ValueError, match="transformer: a cache is enabled already"):
+        sample(IntervalMask(), pipe, request_)
+    pipe.transformer.disable_cache()
     assert torch.equal(sample(FlowMatching(), pipe, request_), plain)
 
 
