@@ -47,9 +47,9 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     Raises:
         ValueError: none of the plan's videos is in the store.
     """
-    from experiments.config import build, load_group
+    from experiments.config import build
 
-    wanted = load_group("metric", cfg.metrics)
+    wanted = [build(node, f"metric.{name}") for name, node in cfg.metric.items()]
     metrics = available(wanted)
     frame = tidy(plan, store, metrics)
     if frame.empty:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import doctor
-from experiments.config import Config, Experiment, build, load_experiment, load_group
+from experiments.config import Config, Experiment, build, load_experiment
 from experiments.errors import UserError, one_line
 from experiments.estimate import duration, estimate
 from experiments.plan import Plan, plan
@@ -277,7 +277,7 @@ def _worker(session: Session, engine: Engine) -> Worker:
 def _score(session: Session, cells: Plan) -> None:
     import analysis.score
 
-    metrics = load_group("metric", session.config.metrics)
+    metrics = [build(node, f"metric.{name}") for name, node in session.config.metric.items()]
     with warnings.catch_warnings(record=True) as caught, progress.Progress() as bar:
         task = bar.add_task("score", total=len(cells.cells))
         analysis.score.score(

@@ -6,7 +6,7 @@ from a grid, so that both give the same errors and a grid of hundreds composes e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, QuotedString
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -87,11 +87,11 @@ class Config:
     seeds: list[int] = MISSING
     limit: int | None = None
     shard: str | None = None
-    metrics: list[str] = MISSING
     timing: TimingConfig = field(default_factory=TimingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: dict[str, Any] = MISSING
     prompts: dict[str, Any] = MISSING
+    metric: dict[str, dict[str, Any]] = field(default_factory=dict)
     engine: dict[str, Any] = MISSING
     logger: dict[str, Any] = MISSING
 
@@ -136,14 +136,11 @@ def load_experiment(
     try:
         with _hydra(config_dir) as composer:
             return composer.experiment(_parse(overrides), multirun)
+    except MissingConfigException as error:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        raise UserError(f"{group}={name}: choose {', '.join(error.options or [])}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from error
-
-
-def load_group(group: str, choices: Iterable[str], config_dir: str | None = None) -> list[Any]:
-    """Build the objects of several choices of one group, such as the metrics of a table."""
-    with _hydra(config_dir) as composer:
-        return [build(composer.choice(group, name), f"{group}={name}") for name in choices]
 
 
 def build(node: Mapping[str, Any], key: str) -> Any:
@@ -177,7 +174,7 @@ class _Composer:
             if not Path(config_dir).is_dir():
                 raise UserError(f"--config-dir {config_dir}: no such folder")
             self._hydra_overrides = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
-        self._composed: dict[tuple[tuple[str, str], ...], DictConfig] = {}
+        self._composed: dict[str, DictConfig] = {}
         self._settings: dict[str, Setting] = {}
 
     def experiment(self, overrides: Sequence[Override], multirun: bool) -> Experiment:
@@ -189,10 +186,6 @@ class _Composer:
         points = [_over(fixed, point) for entry in entries for point in _points(entry)]
         settings = (self._with_reference(values, written["reference"]) for values in points)
         return Experiment(_typed(root), tuple(settings))
-
-    def choice(self, group: str, name: str) -> DictConfig:
-        self._require_choice(group, name)
-        return compose(f"{group}/{name}", overrides=self._hydra_overrides)[group]
 
     def _with_reference(self, values: Values, reference: Values | None) -> Setting:
         setting = self._setting(values)
@@ -211,21 +204,23 @@ class _Composer:
 
     def _compose(self, values: Values) -> DictConfig:
         choices = {key: value for key, value in values.items() if key in GROUPS}
-        signature = tuple(sorted(choices.items()))
+        overrides = sorted(f"{group}={_choice(value)}" for group, value in choices.items())
+        signature = " ".join(overrides)
         if signature not in self._composed:
-            for group, name in signature:
-                self._require_choice(group, name)
-            overrides = [f"{group}={name}" for group, name in signature]
             self._composed[signature] = compose("config", overrides + self._hydra_overrides)
         config = self._composed[signature].copy()
         for key in values.keys() - choices.keys():
             _set(config, key, values[key])
         return config
 
-    def _require_choice(self, group: str, name: Any) -> None:
-        options = GlobalHydra.instance().config_loader().get_group_options(group)
-        if name not in options:
-            raise UserError(f"{group}={name}: choose {', '.join(options)}")
+
+def _choice(value: Any) -> str:
+    """A group's value in Hydra's grammar; several choices of one group are a list."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_choice, value))}]"
+    if not isinstance(value, str):
+        raise UserError(f"{value!r}: not the name of a configuration file")
+    return value
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

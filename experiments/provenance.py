@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,9 +28,8 @@ class Machine:
 
     @property
     def name(self) -> str:
-        """Fit for a folder name and readable in a table."""
-        text = f"{self.device}, {self.threads} threads, torch {self.torch}"
-        return re.sub(r"[^\w.,+()@ -]+", "-", text)
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.device}, {threads}, torch {self.torch}"
 
 
 def machine() -> Machine:

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -222,7 +223,9 @@ class Store:
     # Timings, scores, failures
 
     def write_timing(self, key: str, machine: str, timing: Mapping[str, Any]) -> None:
-        self._append(f"timings/{machine}/{key}", {"key": key, "machine": machine, **timing})
+        """Add what one more run of a stored sample took on a machine."""
+        folder = re.sub(r"[^\w.]+", "-", machine).strip("-")
+        self._append(f"timings/{folder}/{key}", {"key": key, "machine": machine, **timing})
 
     def timings(self, key: str) -> list[dict[str, Any]]:
         """Timings of one sample on all machines: machine, denoise_s, text_s, ..."""
