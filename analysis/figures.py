@@ -55,13 +55,12 @@ class Look:
 
 
 def save(draw: Callable[[], Figure], path: Path) -> list[Path]:
-    """`draw()` as path.png and path.svg; a figure is built anew for each, see `STYLE`."""
-    written = []
-    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
-        with matplotlib.rc_context(STYLE):
-            draw().savefig(path.with_suffix(suffix), dpi=DPI, metadata=metadata)
-        written.append(path.with_suffix(suffix))
-    return written
+    """`draw()` in the project's style as path.png and path.svg."""
+    with matplotlib.rc_context(STYLE):
+        figure = draw()
+        figure.savefig(path.with_suffix(".png"), dpi=DPI)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    return [path.with_suffix(".png"), path.with_suffix(".svg")]
 
 
 def frontier(summary: pd.DataFrame, metrics: Sequence[Metric]) -> Figure:
@@ -88,8 +87,7 @@ def frontier(summary: pd.DataFrame, metrics: Sequence[Metric]) -> Figure:
     for ax in axes:
         ax.set_xlim(0, right)
     _legend(figure, looks)
-    figure.draw_without_rendering()  # solves the layout, so that labels know their pixels
-    figure.set_layout_engine("none")
+    _freeze(figure)
     for ax, (metric, _, view) in zip(axes, panels, strict=True):
         _name_front(ax, view, metric, looks)
     return figure
@@ -132,6 +130,7 @@ def sweep(rows: pd.DataFrame, metrics: Sequence[Metric]) -> Figure:
     for ax in axes:
         ax.set_xlabel(f"{rows['method'].iloc[0]} {rows['parameter'].iloc[0]}")
     _legend(figure, tasks)
+    _freeze(figure)
     return figure
 
 
@@ -245,6 +244,12 @@ def _legend(figure: Figure, looks: Mapping[str, Look]) -> None:
         for name, look in looks.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
+
+
+def _freeze(figure: Figure) -> None:
+    """Solve the layout once: labels know their pixels, and saving twice gives one picture."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def _empty(message: str) -> Figure:

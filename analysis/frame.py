@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.metrics.base import Metric
-from analysis.score import find, is_defined, reference_of
+from analysis.score import stored_values
 
 if TYPE_CHECKING:
     from experiments.plan import Plan
@@ -57,19 +57,11 @@ def tidy(plan: Plan, store: Store, metrics: Iterable[Metric]) -> pd.DataFrame:
         if not store.has(cell.key):
             continue
         record = store.sample(cell.key).record
-        about = _describe(record) | {
-            "label": cell.label,
-            "reference": cell.key in references,
-        }
+        about = _describe(record) | {"label": cell.label, "reference": cell.key in references}
         scores = store.scores(cell.key)
         for metric in metrics:
-            if is_defined(cell, metric):
-                values = find(scores, metric, reference_of(cell, metric))
-            else:
-                values = None
-            rows += [
-                about | {"metric": name, "value": value} for name, value in _named(metric, values)
-            ]
+            values = stored_values(cell, metric, scores)
+            rows += [about | {"metric": n, "value": v} for n, v in _named(metric, values)]
     return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "active_fraction": float})
 
 
@@ -123,7 +115,7 @@ def _describe(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _named(metric: Metric, values: dict[str, float] | None) -> Iterator[tuple[str, float]]:
+def _named(metric: Metric, values: Mapping[str, float] | None) -> Iterator[tuple[str, float]]:
     """Headline value under the metric's name, its parts behind a dot."""
     if values is None:
         yield metric.name, np.nan

@@ -137,7 +137,7 @@ def _preview(sample: Sample) -> Any:
 
 def _allocation(sample: Sample) -> dict[str, Any] | None:
     """Group of every token, 0 = full budget; None for methods that treat all tokens alike."""
-    groups = sample.arrays().get("allocation")
+    groups = sample.arrays.get("allocation")
     if groups is None:
         return None
     return {

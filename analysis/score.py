@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from analysis.metrics.base import Metric
@@ -32,9 +33,11 @@ def score(
         if reason := metric.unavailable():
             warnings.warn(reason, stacklevel=2)
     usable = available(metrics)
+    # the plan keeps a prompt's settings together: two are its current video and its reference
+    load = lru_cache(maxsize=2)(lambda key: _Decoded(store.sample(key)))
     for done, cell in enumerate(plan.cells, start=1):
         if store.has(cell.key):
-            _score_cell(cell, store, usable)
+            _score_cell(cell, store, usable, load)
         if progress:
             progress(done, len(plan.cells))
 
@@ -44,59 +47,60 @@ def available(metrics: Iterable[Metric]) -> list[Metric]:
     return [metric for metric in metrics if metric.unavailable() is None]
 
 
-def find(
-    scores: Sequence[Mapping[str, Any]], metric: Metric, reference_key: str | None
+def stored_values(
+    cell: Cell, metric: Metric, scores: Iterable[Mapping[str, Any]]
 ) -> Mapping[str, float] | None:
-    """Values of the stored score that this metric, with these parameters, gave; None if none."""
-    identity = _identity(metric, reference_key)
+    """What this metric, with these parameters, said of the cell; None if there is nothing.
+
+    Args:
+        scores: the cell's, from the store.
+    """
+    identity = _identity(cell, metric)
     for record in scores:
         if record["values"] is not None and identity == {k: record[k] for k in identity}:
             return record["values"]
     return None
 
 
-def reference_of(cell: Cell, metric: Metric) -> str | None:
-    """Key of the video that the cell is compared with under a metric."""
-    return cell.reference_key if metric.needs_reference else None
+class _Decoded:
+    """A stored video that is decoded once, however many metrics read it."""
+
+    def __init__(self, sample: Sample):
+        self.record = sample.record
+        self.frames = cache(sample.frames)
+        self.latents = cache(sample.latents)
 
 
-def is_defined(cell: Cell, metric: Metric) -> bool:
-    """False for fidelity of the reference run to itself: that is no measurement."""
-    return reference_of(cell, metric) != cell.key
-
-
-def _score_cell(cell: Cell, store: Store, metrics: Sequence[Metric]) -> None:
-    stored = store.scores(cell.key)
-    missing = [
-        metric
-        for metric in metrics
-        if is_defined(cell, metric) and find(stored, metric, reference_of(cell, metric)) is None
-    ]
-    if not missing:
-        return
-    sample = store.sample(cell.key)
-    for metric in missing:
-        values, error = _evaluate(metric, sample, reference_of(cell, metric), store)
-        store.write_score(
-            cell.key, **_identity(metric, reference_of(cell, metric)), values=values, error=error
-        )
+def _score_cell(
+    cell: Cell, store: Store, metrics: Sequence[Metric], load: Callable[[str], _Decoded]
+) -> None:
+    scores = store.scores(cell.key)
+    for metric in metrics:
+        identity = _identity(cell, metric)
+        reference_key = identity["reference_key"]
+        if reference_key == cell.key:  # fidelity of the reference to itself is no measurement
+            continue
+        if reference_key is not None and not store.has(reference_key):
+            continue
+        if stored_values(cell, metric, scores) is None:
+            values, error = _evaluate(metric, cell.key, reference_key, load)
+            store.write_score(cell.key, **identity, values=values, error=error)
 
 
 def _evaluate(
-    metric: Metric, sample: Sample, reference_key: str | None, store: Store
+    metric: Metric, key: str, reference_key: str | None, load: Callable[[str], _Decoded]
 ) -> tuple[dict[str, float] | None, str | None]:
-    if metric.needs_reference and (reference_key is None or not store.has(reference_key)):
-        return None, "the reference video is not in the store"
     try:
-        return metric(sample, store.sample(reference_key) if reference_key else None), None
+        return metric(load(key), load(reference_key) if reference_key else None), None
     except ValueError as error:
         return None, str(error)
 
 
-def _identity(metric: Metric, reference_key: str | None) -> dict[str, Any]:
+def _identity(cell: Cell, metric: Metric) -> dict[str, Any]:
+    """What distinguishes a score from the others of the same video."""
     return {
         "metric": metric.name,
         "version": metric.version,
         "params": json.loads(json.dumps(metric.parameters())),
-        "reference_key": reference_key,
+        "reference_key": cell.reference_key if metric.needs_reference else None,
     }

@@ -1,4 +1,7 @@
-"""What every metric is: a frozen dataclass that maps a stored video to named numbers."""
+"""What every metric is: a frozen dataclass that maps a stored video to named numbers.
+
+Metrics are built to read scores too, so their modules import torch only where they compute.
+"""
 
 from __future__ import annotations
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torchmetrics.functional.image import peak_signal_noise_ratio
-
 from analysis.metrics.base import Metric, Sample, frame_pair
 
 
@@ -30,6 +27,9 @@ class PSNR(Metric):
     needs_reference: ClassVar[bool] = True
 
     def __call__(self, sample: Sample, reference: Sample | None = None) -> dict[str, float]:
+        import torch
+        from torchmetrics.functional.image import peak_signal_noise_ratio
+
         frames, target = (
             torch.from_numpy(frames).double() for frames in frame_pair(sample, reference)
         )

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
-
 from analysis.metrics.base import Metric, Sample, frame_pair
 
 
@@ -24,8 +21,11 @@ class SSIM(Metric):
     needs_reference: ClassVar[bool] = True
 
     def __call__(self, sample: Sample, reference: Sample | None = None) -> dict[str, float]:
+        import torch
+        from torchmetrics.functional.image import structural_similarity_index_measure
+
         frames, target = (
-            torch.from_numpy(frames).permute(0, 3, 1, 2).double()  # (F, 3, H, W)
+            torch.from_numpy(frames).permute(0, 3, 1, 2).float()  # (F, 3, H, W)
             for frames in frame_pair(sample, reference)
         )
         value = structural_similarity_index_measure(
