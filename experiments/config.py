@@ -19,12 +19,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from experiments.errors import UserError, one_line
 
 GROUPS = ("model", "method", "prompts", "metric", "engine", "logger", "experiment")
+SWEPT = frozenset({"model", "method", "prompts"})  # groups that a grid may choose from
 Values = dict[str, Any]  # key with dots -> value
 
 
@@ -134,8 +135,8 @@ def load_experiment(
         UserError: an override that does not fit, in one line.
     """
     try:
-        with _hydra(config_dir) as composer:
-            return composer.experiment(_parse(overrides), multirun)
+        with _hydra(config_dir) as search:
+            return _expand(overrides, multirun, search)
     except MissingConfigException as error:
         group, _, name = error.missing_cfg_file.rpartition("/")
         raise UserError(f"{group}={name}: choose {', '.join(error.options or [])}") from error
@@ -159,59 +160,75 @@ def build(node: Mapping[str, Any], key: str) -> Any:
 
 
 @contextmanager
-def _hydra(config_dir: str | None) -> Iterator[_Composer]:
+def _hydra(config_dir: str | None) -> Iterator[list[str]]:
+    """Hydra on `conf`; yields what every composition needs to search the user's folder too."""
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: no such folder")
     GlobalHydra.instance().clear()
     with initialize_config_module("conf", version_base="1.3"):
-        yield _Composer(config_dir)
+        yield [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
 
 
-class _Composer:
-    """Configurations from group choices and values; composes every set of choices once."""
+def _expand(overrides: Sequence[str], multirun: bool, search: list[str]) -> Experiment:
+    fixed, sweep = _split(OverridesParser.create().parse_overrides(list(overrides)), multirun)
+    chosen = [f"{key}={_choice(value)}" for key, value in fixed.items() if key in GROUPS]
+    root = compose("config", chosen + search)
+    _apply(root, {key: value for key, value in fixed.items() if key not in GROUPS})
+    grid, reference = _cut(root)
+    entries = [entry | sweep for entry in grid]
+    _refuse_hidden(fixed, entries)
+    points = [point for entry in entries for point in _points(entry)]
+    expander = _Expander(root, fixed, _nodes([*points, reference or {}], search))
+    settings = tuple(expander.setting(point, reference) for point in points)
+    return Experiment(_typed(root), settings)
 
-    def __init__(self, config_dir: str | None):
-        self._hydra_overrides = []
-        if config_dir:
-            if not Path(config_dir).is_dir():
-                raise UserError(f"--config-dir {config_dir}: no such folder")
-            self._hydra_overrides = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"]
-        self._composed: dict[str, DictConfig] = {}
+
+class _Expander:
+    """Settings from the points of a grid, each composed once."""
+
+    def __init__(self, root: DictConfig, fixed: Values, nodes: Mapping[tuple[str, str], Any]):
+        self._root, self._fixed, self._nodes = root, fixed, nodes
         self._settings: dict[str, Setting] = {}
 
-    def experiment(self, overrides: Sequence[Override], multirun: bool) -> Experiment:
-        fixed, sweep = _split(overrides, multirun)
-        root = self._compose(fixed)
-        written = OmegaConf.to_container(root)  # its interpolations belong to the settings
-        entries = [entry | sweep for entry in _entries(written["grid"])]
-        _refuse_hidden(fixed, entries)
-        points = [_over(fixed, point) for entry in entries for point in _points(entry)]
-        settings = (self._with_reference(values, written["reference"]) for values in points)
-        return Experiment(_typed(root), tuple(settings))
-
-    def _with_reference(self, values: Values, reference: Values | None) -> Setting:
-        setting = self._setting(values)
+    def setting(self, point: Values, reference: Values | None) -> Setting:
+        setting = self._setting(point)
         if reference is None:
             return setting
-        shared = {key: value for key, value in values.items() if key != "label"}
-        return replace(setting, reference=self._setting(_over(shared, reference)))
+        return replace(setting, reference=self._setting(_over(point | {"label": None}, reference)))
 
-    def _setting(self, values: Values) -> Setting:
-        signature = repr(sorted(values.items()))
+    def _setting(self, point: Values) -> Setting:
+        signature = repr(sorted(point.items()))
         if signature not in self._settings:
-            config = _typed(self._compose(values))
-            label = config.label or _default_label(config, values)
-            self._settings[signature] = Setting(label, config)
+            config = self._root.copy()
+            for group in SWEPT & point.keys():
+                config[group] = self._nodes[group, point[group]]
+            _apply(config, {key: value for key, value in point.items() if key not in SWEPT})
+            typed = _typed(config)
+            label = typed.label or _default_label(typed, _over(self._fixed, point))
+            self._settings[signature] = Setting(label, typed)
         return self._settings[signature]
 
-    def _compose(self, values: Values) -> DictConfig:
-        choices = {key: value for key, value in values.items() if key in GROUPS}
-        overrides = sorted(f"{group}={_choice(value)}" for group, value in choices.items())
-        signature = " ".join(overrides)
-        if signature not in self._composed:
-            self._composed[signature] = compose("config", overrides + self._hydra_overrides)
-        config = self._composed[signature].copy()
-        for key in values.keys() - choices.keys():
-            _set(config, key, values[key])
-        return config
+
+def _nodes(points: Sequence[Values], search: list[str]) -> dict[tuple[str, str], Any]:
+    """(group, name) -> configuration of every choice in a grid, all composed at once."""
+    pairs = [(group, point[group]) for point in points for group in SWEPT & point.keys()]
+    chosen = list(dict.fromkeys(pairs))
+    loads = [f"+{group}@node{i}={_choice(name)}" for i, (group, name) in enumerate(chosen)]
+    composed = compose(overrides=loads + search)
+    return {pair: composed[f"node{i}"] for i, pair in enumerate(chosen)}
+
+
+def _cut(root: DictConfig) -> tuple[list[Values], Values | None]:
+    """Take grid and reference out, as written: their interpolations belong to the settings."""
+    written = OmegaConf.to_container(root)
+    with open_dict(root):
+        del root["grid"], root["reference"]
+    grid, reference = written["grid"], written["reference"]
+    if not isinstance(grid, list) or not all(isinstance(entry, dict) for entry in grid):
+        raise UserError(f"grid={grid}: not a list of mappings from keys to values")
+    if not isinstance(reference, dict | None):
+        raise UserError(f"reference={reference}: not a mapping from keys to values, nor null")
+    return grid, reference
 
 
 def _choice(value: Any) -> str:
@@ -221,10 +238,6 @@ def _choice(value: Any) -> str:
     if not isinstance(value, str):
         raise UserError(f"{value!r}: not the name of a configuration file")
     return value
-
-
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(list(overrides))
 
 
 def _split(overrides: Sequence[Override], multirun: bool) -> tuple[Values, Values]:
@@ -250,12 +263,6 @@ def _plain(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
-def _entries(grid: Any) -> list[Values]:
-    if not isinstance(grid, list) or not all(isinstance(entry, dict) for entry in grid):
-        raise UserError(f"grid={grid}: not a list of mappings from keys to values")
-    return grid
-
-
 def _points(entry: Values) -> Iterator[Values]:
     """Every combination of the values that are lists."""
     axes = [value if isinstance(value, list) else [value] for value in entry.values()]
@@ -277,29 +284,28 @@ def _refuse_hidden(fixed: Values, entries: Sequence[Values]) -> None:
             raise UserError(f"{key}={value} has no effect: every setting of the grid replaces it")
 
 
-def _set(config: DictConfig, key: str, value: Any) -> None:
-    """Replace an existing value; keys are never made up."""
-    *parents, _ = key.split(".")
-    node: Any = config
-    for depth, name in enumerate(key.split(".")):
-        if not isinstance(node, DictConfig) or name not in node.keys():
-            path = ".".join(parents[:depth])
-            choices = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "none"
-            raise UserError(
-                f"{key}={value}: no key {name!r} in {path or 'config'}; choices: {choices}"
-            )
-        if depth < len(parents):
-            node = node[name]
-    OmegaConf.update(config, key, value, merge=False)
+def _apply(config: DictConfig, values: Values) -> None:
+    """Replace existing values; keys are never made up."""
+    for key, value in values.items():
+        node: Any = config
+        *parents, _ = names = key.split(".")
+        for depth, name in enumerate(names):
+            if not isinstance(node, DictConfig) or name not in node.keys():
+                where = ".".join(parents[:depth]) or "config"
+                choices = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "none"
+                raise UserError(f"{key}={value}: no key {name!r} in {where}; choices: {choices}")
+            if depth < len(parents):
+                node = node[name]
+        OmegaConf.update(config, key, value, merge=False)
 
 
 def _typed(config: DictConfig) -> Config:
     """Check types, resolve interpolations, refuse missing values."""
-    values = OmegaConf.masked_copy(config, [k for k in config if k not in ("grid", "reference")])
-    for key in sorted(OmegaConf.missing_keys(values)):
-        raise UserError(f"{key}: missing, say {key}=...")
     try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: missing, say {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0]
         raise UserError(f"{error.full_key}: {message}" if error.full_key else message) from error
