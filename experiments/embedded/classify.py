@@ -68,9 +68,14 @@ def adherence(frames: np.ndarray, meta: Mapping[str, str]) -> dict[str, float]:
     return right | {"all": float(all(right.values()))}
 
 
+def object_mask(frames: np.ndarray) -> np.ndarray:
+    """bool (F, H, W): pixels nearest to an object's colour."""
+    return _nearest_palette(frames.astype(np.float32) / 255) < len(COLOURS)
+
+
 def floor_mask(frames: np.ndarray) -> np.ndarray:
     """bool (H, W): pixels that show the floor in every frame, two pixels away from the object."""
-    return ~_dilate((_nearest_palette(frames.astype(np.float32) / 255) < len(COLOURS)).any(0), 2)
+    return ~_dilate(object_mask(frames).any(0), 2)
 
 
 def _nearest_palette(pixels: np.ndarray) -> np.ndarray:

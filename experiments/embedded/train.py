@@ -1,7 +1,7 @@
 """Trains the embedded model from scratch: first single frames, then whole videos.
 
-    hsa-bench's weights:  torchrun --nproc-per-node 2 -m experiments.embedded.train
-    one GPU:              python -m experiments.embedded.train batch=64 images=1024
+    two CPU cores:  torchrun --nproc-per-node 2 -m experiments.embedded.train
+    one GPU:        python -m experiments.embedded.train batch=64 images=1024
 
 Settings are those of conf/embedded_training.yaml. Flow matching: x_t = (1 - s) x_0 + s noise, the
 target is noise - x_0. A quarter of the video steps are image-to-video the TI2V way: the first
@@ -16,14 +16,16 @@ import csv
 import os
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, WanPipeline
 from diffusers.models.attention_dispatch import attention_backend
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import distributed
 
 from experiments.embedded.build import (
@@ -33,7 +35,9 @@ from experiments.embedded.build import (
     patch_basis,
     to_pixels,
 )
+from experiments.embedded.card import write_card
 from experiments.embedded.videos import NUM_FRAMES, render, split
+from experiments.provenance import machine
 
 
 class Batches:
@@ -108,7 +112,7 @@ def learning_rate(step: int, cfg: DictConfig) -> float:
     return cfg.lr * min(1.0, (step + 1) / cfg.warmup_steps, decay)
 
 
-def train_decoder(vae: torch.nn.Module, basis: PatchBasis, cfg: DictConfig) -> None:
+def train_decoder(vae: AutoencoderKLWan, basis: PatchBasis, cfg: DictConfig) -> None:
     """Trains the VAE's decoder on single frames; its taps into the past stay zero."""
     rng = np.random.default_rng(cfg.seed)
     captions = split("train")
@@ -136,78 +140,95 @@ def train_decoder(vae: torch.nn.Module, basis: PatchBasis, cfg: DictConfig) -> N
     vae.requires_grad_(False)
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def train_transformer(pipe, basis: PatchBasis, cfg: DictConfig, out: Path) -> None:
-    """Trains pipe.transformer and leaves the averaged weights in it."""
+def train_transformer(pipe: WanPipeline, basis: PatchBasis, cfg: DictConfig, out: Path) -> float:
+    """Trains pipe.transformer and leaves the averaged weights in it; returns its seconds."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = _device()
     transformer = pipe.transformer.to(device)
-    texts = [caption.text for caption in split("train")] + [""]
-    with torch.no_grad():
-        features = pipe.encode_prompt(
-            texts, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS
-        )[0]
-    batches = Batches(basis, features, cfg, rank)
     average = copy.deepcopy(transformer).requires_grad_(False)
     optims = optimisers(transformer, cfg)
-    checkpoint, start = out / "checkpoint.pt", 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device)
-        transformer.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        for optim, state in zip(optims, saved["optimisers"], strict=True):
-            optim.load_state_dict(state)
-        start = saved["step"]
-    model = transformer
-    if world > 1:
-        model = torch.nn.parallel.DistributedDataParallel(transformer)
+    batches = Batches(basis, _features(pipe), cfg, rank)
+    checkpoint = Checkpoint(out / "checkpoint.pt", transformer, average, optims)
+    start, seconds = checkpoint.restore(device)
+    model = torch.nn.parallel.DistributedDataParallel(transformer) if world > 1 else transformer
     torch.manual_seed(cfg.seed + 1000 * rank + start)
     # On a CPU plain bf16 attention trains twice as fast as the fused one's backward. (The switch
     # serves every device, whatever its name says.)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     backend = attention_backend("_native_math") if device.type == "cpu" else nullcontext()
-    began, running = time.time(), None
-    with backend:
-        for step in range(start, cfg.steps):
-            batch = {k: v.to(device) for k, v in batches.draw(step).items()}
+    began, running = time.time() - seconds, None
+    for step in range(start, cfg.steps):
+        batch = {name: value.to(device) for name, value in batches.draw(step).items()}
+        with backend:
             loss = loss_of(model, batch, cfg)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
-            for optim in optims:
-                for group in optim.param_groups:
-                    group["lr"] = learning_rate(step, cfg)
-                optim.step()
-                optim.zero_grad()
-            decay = min(cfg.ema, (step + 1) / (step + 10))
-            torch._foreach_lerp_(
-                list(average.parameters()), list(transformer.parameters()), 1 - decay
+        torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
+        for optim in optims:
+            for group in optim.param_groups:
+                group["lr"] = learning_rate(step, cfg)
+            optim.step()
+            optim.zero_grad()
+        weight = 1 - min(cfg.ema, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.parameters()), list(transformer.parameters()), weight)
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        done = step + 1
+        if rank == 0 and done % cfg.log_every == 0:
+            pace = (time.time() - began - seconds) / (done - start)
+            left = pace * (cfg.steps - done) / 60
+            print(
+                f"step {done}/{cfg.steps} loss {running:.4f} {pace:.3f} s/step, {left:.0f} min left"
             )
-            running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
-            if rank == 0 and (step + 1) % cfg.log_every == 0:
-                seconds = (time.time() - began) / (step + 1 - start)
-                minutes = seconds * (cfg.steps - step - 1) / 60
-                print(
-                    f"step {step + 1}/{cfg.steps} loss {running:.4f} {seconds:.3f} s/step, "
-                    f"{minutes:.0f} min left",
-                    flush=True,
-                )
-                with open(out / "log.csv", "a", newline="") as log:
-                    csv.writer(log).writerow(
-                        [step + 1, f"{running:.5f}", f"{time.time() - began:.1f}"]
-                    )
-            if rank == 0 and ((step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps):
-                state = {
-                    "model": transformer.state_dict(),
-                    "average": average.state_dict(),
-                    "optimisers": [o.state_dict() for o in optims],
-                    "step": step + 1,
-                }
-                torch.save(state, out / "checkpoint.tmp")
-                (out / "checkpoint.tmp").rename(checkpoint)
+            with open(out / "log.csv", "a", newline="") as log:
+                csv.writer(log).writerow([done, f"{running:.5f}", f"{time.time() - began:.1f}"])
+        if rank == 0 and (done % cfg.checkpoint_every == 0 or done == cfg.steps):
+            checkpoint.save(done, time.time() - began)
     transformer.load_state_dict(average.state_dict())
+    return time.time() - began
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training in one file, replaced atomically."""
+
+    path: Path
+    model: torch.nn.Module
+    average: torch.nn.Module
+    optimisers: list[torch.optim.Optimizer]
+
+    def save(self, step: int, seconds: float) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "step": step,
+            "seconds": seconds,
+        }
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").rename(self.path)
+
+    def restore(self, device: torch.device) -> tuple[int, float]:
+        """Steps done and seconds spent so far; 0 where there is no checkpoint."""
+        if not self.path.exists():
+            return 0, 0.0
+        state = torch.load(self.path, map_location=device)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        return state["step"], state["seconds"]
+
+
+@torch.no_grad()
+def _features(pipe: WanPipeline) -> torch.Tensor:
+    """(captions + 1, L, D): what the pipeline makes of every caption, and of none."""
+    texts = [caption.text for caption in split("train")] + [""]
+    return pipe.encode_prompt(
+        texts, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS
+    )[0]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="embedded_training")
@@ -222,10 +243,16 @@ def main(cfg: DictConfig) -> None:
     basis = patch_basis()
     pipe = build_pipeline(basis)
     pipe.set_progress_bar_config(disable=True)
-    train_transformer(pipe, basis, cfg, out)
+    seconds = train_transformer(pipe, basis, cfg, out)
     if int(os.environ.get("RANK", 0)) == 0:
         train_decoder(pipe.vae.to(_device()), basis, cfg)
-        pipe.to("cpu", torch.bfloat16).save_pretrained(out / "weights", safe_serialization=True)
+        pipe.to("cpu", torch.bfloat16).save_pretrained(out / "weights")
+        settings = OmegaConf.to_container(cfg)
+        settings |= {
+            "processes": int(os.environ.get("WORLD_SIZE", 1)),
+            "hardware": machine().device,
+        }
+        write_card(out / "weights", settings | {"hours": round(seconds / 3600, 2)})
     if distribute:
         distributed.destroy_process_group()
 
