@@ -51,7 +51,10 @@ def test_a_sample_is_what_was_written(store):
         "latents": np.random.default_rng(2).normal(size=(4, 3, 2, 2)).astype(np.float32),
         "allocation": np.arange(12, dtype=np.int8).reshape(3, 2, 2),
     }
-    inputs = {"method": {"params": {"threshold": 0.1}}, "request": {"prompt": "a/b \N{GRINNING FACE}"}}
+    inputs = {
+        "method": {"params": {"threshold": 0.1}},
+        "request": {"prompt": "a/b \N{GRINNING FACE}"},
+    }
     written = store.write_sample(inputs, frames, arrays, 8, {"active_fraction": 0.5}, {"who": "me"})
 
     assert written.key == content_key(inputs)
