@@ -7,6 +7,7 @@ value is NaN and stays out of everything; it never becomes a number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -37,10 +38,17 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
         return NOTHING
     if len(values) == 1:
         return Estimate(float(values[0]), np.nan, np.nan, 1)
-    picks = np.random.default_rng(seed).integers(len(values), size=(RESAMPLES, len(values)))
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(values[picks].mean(axis=1), [tail, 100 - tail])
+    low, high = np.percentile(_resamples(len(values), seed) @ values, [tail, 100 - tail])
     return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+@lru_cache(maxsize=8)
+def _resamples(n: int, seed: int) -> np.ndarray:
+    """(RESAMPLES, n): the weight of each of n values in each resample's mean."""
+    picks = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
+    slots = picks + n * np.arange(RESAMPLES)[:, None]
+    return np.bincount(slots.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n) / n
 
 
 def paired(values: np.ndarray, baseline: np.ndarray, seed: int = 0) -> Estimate:

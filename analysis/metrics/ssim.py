@@ -10,7 +10,10 @@ from analysis.metrics.base import Metric, Sample, frame_pair
 
 @dataclass(frozen=True)
 class SSIM(Metric):
-    """Wang et al. (2004) with an 11-pixel Gaussian window, per channel, averaged over frames."""
+    """Wang et al. (2004), per channel, averaged over frames.
+
+    The Gaussian window reaches 3.5 sigma; pictures are reflected at their border.
+    """
 
     sigma: float = 1.5
 

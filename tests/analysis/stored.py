@@ -6,16 +6,24 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.metrics.latent_error import LatentError
+from analysis.metrics.prompt_adherence import PromptAdherence
+from analysis.metrics.psnr import PSNR
 from baselines.base import Method, Request
 from baselines.flow_matching import FlowMatching
 from baselines.hsa import HSA
 from baselines.teacache import TeaCache
 from experiments.cell import Cell, content_key
 from experiments.config import ModelConfig
-from experiments.embedded.videos import FPS, split, render
+from experiments.embedded.videos import FPS, render, split
 from experiments.plan import Plan
 from experiments.store import Store
 
+METRICS = (PSNR(), LatentError(), PromptAdherence())
+METRIC_NODES = {
+    metric.name: {"_target_": f"{type(metric).__module__}.{type(metric).__name__}"}
+    for metric in METRICS
+}
 # label, method's name, method, steps, share of the runtime
 SETTINGS: tuple[tuple[str, str, Method, int, float], ...] = (
     ("FM T=40", "flow_matching", FlowMatching(), 40, 1.0),
@@ -32,7 +40,10 @@ SETTINGS: tuple[tuple[str, str, Method, int, float], ...] = (
 def fill(
     root: Path, tasks: tuple[str, ...] = ("t2v", "i2v"), prompts: int = 3
 ) -> tuple[Plan, Store]:
-    """Plan and store of all settings, every video stored and timed on one machine."""
+    """Plan and store of all settings, every video stored and timed on one machine.
+
+    Runtimes are the share of one second; HSA's allocation marks the object's tokens.
+    """
     store = Store(root)
     cells = []
     for task in tasks:

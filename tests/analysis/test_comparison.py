@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis import comparison
+from analysis.metrics.psnr import PSNR
+from analysis.summary import summarise
+from tests.analysis import synthetic
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return synthetic.frame(("t2v",))
+
+
+@pytest.fixture(scope="module")
+def summary(frame):
+    return summarise(frame, synthetic.runtimes(("t2v",)), synthetic.METRICS)
+
+
+def compared(frame, summary, target: float) -> comparison.Comparison:
+    return next(
+        c
+        for c in comparison.compare(frame, summary, synthetic.METRICS)
+        if c.metric == PSNR() and c.target == target
+    )
+
+
+@pytest.mark.parametrize(("target", "lead"), [(0.25, 2.0), (0.5, 1.0)])
+def test_the_lead_over_flow_matching_is_the_built_in_gain(frame, summary, target, lead) -> None:
+    found = compared(frame, summary, target)
+    assert found.best == "hsa"
+    assert found.lead["flow_matching"].mean == pytest.approx(lead, abs=0.3)
+    assert found.lead["flow_matching"].low > 0
+    assert found.reached["hsa"].mean == pytest.approx(
+        synthetic.fm_psnr(target) + lead + _difficulty(frame), abs=0.3
+    )
+
+
+def test_a_method_that_does_not_reach_the_runtime_is_missing(frame, summary) -> None:
+    found = compared(frame, summary, 0.25)  # TeaCache's fastest setting takes 28 %
+    assert found.reached["teacache"].n == 0 and np.isnan(found.lead["teacache"].mean)
+    tables = comparison.tables([found], summary, [PSNR()])
+    row = next(row for row in tables[1].rows if row[0].text == "teacache")
+    assert row[1].text == "\N{EN DASH}" and not row[1].bold
+
+
+def test_without_hsa_there_is_no_lead(frame) -> None:
+    others = frame[frame["method"] != "hsa"]
+    summary = summarise(others, synthetic.runtimes(("t2v",)), synthetic.METRICS)
+    found = compared(others, summary, 0.5)
+    assert found.lead == {} and found.best == "flow_matching"
+    titles = [t.title for t in comparison.tables([found], summary, [PSNR()])]
+    assert titles and not any("HSA minus" in title for title in titles)
+
+
+def test_areas_rank_methods_by_their_fronts(summary) -> None:
+    areas = comparison.areas(summary, "t2v", PSNR())
+    assert areas["hsa"] > areas["teacache"] > 0
+    assert areas["hsa"] > areas["static_mask"] > 0
+
+
+def test_areas_need_runtimes(summary) -> None:
+    assert comparison.areas(summary.assign(runtime=np.nan), "t2v", PSNR()) == {}
+
+
+def _difficulty(frame) -> float:
+    """Mean over prompts of what is added to every setting."""
+    rows = frame[(frame["label"] == "FM T=10") & (frame["metric"] == "psnr")]
+    return float(rows["value"].mean() - synthetic.fm_psnr(0.25))

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from analysis import tables
+from analysis.metrics.latent_error import LatentError
+from analysis.metrics.psnr import PSNR
+from analysis.stats import Estimate
+from analysis.summary import BASELINE, summarise
+from analysis.tables import Entry, Table
+from tests.analysis import synthetic
+
+TABLE = Table(
+    title="Quality, T2V",
+    header=("Method", "Active", "PSNR (dB) \N{UPWARDS ARROW}", "Error \N{DOWNWARDS ARROW}"),
+    rows=(
+        (
+            Entry("FM T=10 | a_b", number=False),
+            Entry("25.0 %"),
+            Entry("30.12 [29.50, 31.00]", bold=True),
+            Entry("\N{EN DASH}"),
+        ),
+        (
+            Entry("HSA-25", number=False),
+            Entry("24.8 %"),
+            Entry("\N{MINUS SIGN}1.250"),
+            Entry("0.0312", bold=True),
+        ),
+    ),
+    note="Means over 2 prompts.",
+)
+
+MARKDOWN = """\
+## Quality, T2V
+
+| Method | Active | PSNR (dB) ↑ | Error ↓ |
+| --- | ---: | ---: | ---: |
+| FM T=10 \\| a_b | 25.0 % | **30.12 [29.50, 31.00]** | – |
+| HSA-25 | 24.8 % | −1.250 | **0.0312** |
+
+Means over 2 prompts.
+"""
+
+LATEX = r"""\begin{table*}
+\centering
+\caption{Quality, T2V. Means over 2 prompts.}
+\begin{tabular}{lrrr}
+\toprule
+Method & Active & PSNR (dB) $\uparrow$ & Error $\downarrow$ \\
+\midrule
+FM T=10 | a\_b & 25.0 \% & \textbf{30.12 [29.50, 31.00]} & -- \\
+HSA-25 & 24.8 \% & $-$1.250 & \textbf{0.0312} \\
+\bottomrule
+\end{tabular}
+\end{table*}
+"""
+
+
+def test_markdown_golden() -> None:
+    assert tables.markdown([TABLE]) == MARKDOWN
+
+
+def test_latex_golden() -> None:
+    assert tables.latex([TABLE]) == LATEX
+
+
+def test_terminal_shows_every_cell() -> None:
+    output = io.StringIO()
+    Console(file=output, width=120).print(tables.terminal(TABLE))
+    text = output.getvalue()
+    for entry in (*TABLE.rows[0], *TABLE.rows[1]):
+        assert entry.text in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (34.216, "34.22"),
+        (9.8764, "9.876"),
+        (0.03127, "0.0313"),
+        (-0.5, "\N{MINUS SIGN}0.500"),
+        (math.nan, "\N{EN DASH}"),
+        (math.inf, "\N{EN DASH}"),
+        (0.0, "0.0000"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert tables.number(value) == text
+
+
+def test_intervals() -> None:
+    assert tables.interval(Estimate(30.0, 29.0, 31.5, 4)) == "30.00 [29.00, 31.50]"
+    assert tables.interval(Estimate(30.0, np.nan, np.nan, 1)) == "30.00"
+    assert tables.interval(Estimate(np.nan, np.nan, np.nan, 0)) == "\N{EN DASH}"
+    assert tables.interval(Estimate(1.0, -0.5, 2.0, 3), signed=True) == (
+        "+1.000 [\N{MINUS SIGN}0.500, +2.000]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "bold"),
+    [
+        (PSNR(), 0.1, 0.3, True),
+        (PSNR(), -0.1, 0.3, False),
+        (PSNR(), -0.3, -0.1, False),
+        (LatentError(), -0.3, -0.1, True),
+        (LatentError(), 0.1, 0.3, False),
+    ],
+)
+def test_a_difference_is_bold_where_it_is_surely_better(metric, low, high, bold) -> None:
+    assert tables.difference(Estimate((low + high) / 2, low, high, 9), metric).bold is bold
+
+
+@pytest.fixture(scope="module")
+def summary():
+    return summarise(synthetic.frame(), synthetic.runtimes(), synthetic.METRICS)
+
+
+def test_results_name_direction_implementation_cost_and_the_best(summary) -> None:
+    table = tables.results(summary, synthetic.METRICS, "t2v")
+    assert "PSNR (dB) \N{UPWARDS ARROW}" in table.header
+    assert "Latent error \N{DOWNWARDS ARROW}" in table.header
+    rows = {row[0].text: [entry.text for entry in row] for row in table.rows}
+    assert rows["TeaCache 0.2"][1:6] == ["official-rule", "12", "42.0 %", "1.680", "42.0 %"]
+    for metric in synthetic.METRICS:
+        column = table.header.index(tables.heading(metric))
+        view = summary[(summary["task"] == "t2v") & (summary["metric"] == metric.name)]
+        best = view["mean"].max() if metric.higher_is_better else view["mean"].min()
+        bold = [row[0].text for row in table.rows if row[column].bold]
+        assert bold == list(view[view["mean"] == best]["label"])
+
+
+def test_missing_quality_is_shown_as_missing(summary) -> None:
+    table = tables.results(summary, synthetic.METRICS, "t2v")
+    reference = next(row for row in table.rows if row[0].text == "FM T=40")
+    psnr = table.header.index(tables.heading(PSNR()))
+    assert reference[psnr] == Entry("\N{EN DASH}")
+
+
+def test_gains_leave_the_baseline_out(summary) -> None:
+    table = tables.gains(summary, synthetic.METRICS, "i2v", BASELINE)
+    labels = [row[0].text for row in table.rows]
+    assert labels and not any(label.startswith("FM") for label in labels)
+    hsa = next(row for row in table.rows if row[0].text == "HSA-25")
+    assert hsa[2].bold and hsa[2].text.startswith("+")
+
+
+def test_csv_keeps_raw_numbers(summary, tmp_path) -> None:
+    import pandas as pd
+
+    path = tmp_path / "table.csv"
+    summary.to_csv(path, index=False)
+    pd.testing.assert_frame_equal(pd.read_csv(path), summary, check_dtype=False)
