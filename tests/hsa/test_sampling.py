@@ -1,6 +1,9 @@
 """Whole pipelines under HSA against plain diffusers and against the naive reference."""
 
 import copy
+import gc
+import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -57,6 +60,17 @@ def test_pipeline_equals_naive_reference(build, guidance_scale, cut):
     assert set(groups.tolist()) == {0, 1, 2}
     assert torch.equal(trace.allocation.flatten(), groups)
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", [{"fractions": (0, 0.4, 0.6)}, {"thresholds": (9.0, 0.11)}])
+def test_steps_on_which_no_token_is_active(cut):
+    pipe = wan_t2v()
+    config = HSAConfig((8, 4, 2), **cut, warmup_steps=2)
+    latents, trace = hsa(pipe, config)
+    expected, groups = reference.hsa_latents(pipe, config, inputs(pipe))
+    assert set(groups.tolist()) == {1, 2}
+    torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
+    assert trace.records[2 * 3].active_tokens == 1  # padding: one row always runs
 
 
 def test_skipped_token_moves_by_one_large_euler_step():
@@ -232,6 +246,29 @@ def test_error_inside_the_model_is_forgotten():
             sample(pipe, height=32)
         handle.remove()
         assert torch.equal(sample(pipe), expected)
+
+
+@pytest.mark.parametrize("ending", [None, Stop, FloatingPointError])
+def test_keys_and_values_are_freed_with_their_video(ending):
+    pipe, branches = wan_t2v(), []
+
+    def at_step_5(pipe, step, timestep, tensors):
+        if step == 5:
+            video = pipe.transformer._diffusers_hook.hooks["hsa"].session.video
+            branches.extend(weakref.ref(branch) for branch in video.branches.values())
+            if ending is Stop:
+                raise Stop
+            if ending is FloatingPointError:
+                return {"latents": tensors["latents"] * float("nan")}
+        return {}
+
+    with apply_hsa(pipe, CONFIG):
+        with nullcontext() if ending is None else pytest.raises(ending):
+            sample(pipe, callback_on_step_end=at_step_5)
+        if ending is Stop:  # raised outside the model: seen when the next video begins
+            sample(pipe, steps=8, guidance_scale=1.0)
+        gc.collect()
+        assert [branch() for branch in branches] == [None, None]
 
 
 def test_nan_velocity_names_step_and_branch():
