@@ -15,7 +15,7 @@ import copy
 import csv
 import os
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Batches:
             "latents": torch.stack(latents),
             "weights": (1 + (self.cfg.object_weight - 1) * near)[:, None],
             "text": self.features[rows],
+            "sigma_shift": torch.tensor(self.cfg.sigma_shift["images" if images else "videos"]),
             "image_to_video": torch.tensor(not images and rng.random() < self.cfg.i2v_share),
         }
 
@@ -77,7 +78,8 @@ def loss_of(
     """Weighted mean squared error of the velocity, at one random sigma a video."""
     clean, weights = batch["latents"], batch["weights"]
     base = torch.sigmoid(cfg.sigma_spread * torch.randn(len(clean), device=clean.device))
-    sigma = cfg.sigma_shift * base / (1 + (cfg.sigma_shift - 1) * base)
+    shift = batch["sigma_shift"]
+    sigma = shift * base / (1 + (shift - 1) * base)
     noise = torch.randn_like(clean)
     mix = sigma[:, None, None, None, None]
     noisy = (1 - mix) * clean + mix * noise
@@ -152,14 +154,10 @@ def train_transformer(pipe: WanPipeline, basis: PatchBasis, cfg: DictConfig, out
     start, seconds = checkpoint.restore(device)
     model = torch.nn.parallel.DistributedDataParallel(transformer) if world > 1 else transformer
     torch.manual_seed(cfg.seed + 1000 * rank + start)
-    # On a CPU plain bf16 attention trains twice as fast as the fused one's backward. (The switch
-    # serves every device, whatever its name says.)
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    backend = attention_backend("_native_math") if device.type == "cpu" else nullcontext()
     began, running = time.time() - seconds, None
     for step in range(start, cfg.steps):
         batch = {name: value.to(device) for name, value in batches.draw(step).items()}
-        with backend:
+        with _attention(device):
             loss = loss_of(model, batch, cfg)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -225,6 +223,15 @@ def _features(pipe: WanPipeline) -> torch.Tensor:
     return pipe.encode_prompt(
         texts, do_classifier_free_guidance=False, max_sequence_length=MAX_TOKENS
     )[0]
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """On a CPU plain bf16 attention trains twice as fast as the fused one's backward."""
+    if device.type != "cpu":
+        return nullcontext()
+    # This switch serves every device, whatever its name says.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    return attention_backend("_native_math")
 
 
 def _device() -> torch.device:
