@@ -22,6 +22,7 @@ from experiments.plan import Plan, plan
 from experiments.store import Store, StoreError
 
 if TYPE_CHECKING:
+    from analysis.metrics.base import Metric
     from experiments.engines import Engine
     from experiments.execute import Worker
 
@@ -63,6 +64,9 @@ class Session:
     def store(self) -> Store:
         return Store(self.config.store)
 
+    def metrics(self) -> list[Metric]:
+        return [build(node, f"metric.{name}") for name, node in self.config.metric.items()]
+
     def track(self, items: Iterable[T], total: int, title: str) -> Iterator[T]:
         """Yield items under a progress bar that tells how long the rest will take."""
         columns = (
@@ -95,11 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(session: Session) -> int:
-    """generate -> time -> score -> report; whatever is stored already is not done again."""
+    """generate -> time -> score -> report; whatever is stored already is not done again.
+
+    With `metric=[]` there is nothing to score and report.
+    """
     config, store = session.config, session.store
     engine = build(config.engine, "engine")
     if config.shard and not engine.partial:
         raise UserError(f"shard={config.shard} has no effect without engine=shard")
+    session.metrics()
+    if config.logger.get("_target_"):
+        build(config.logger, "logger")
     cells = plan(session.experiment)
     store.clean()
     _set_aside_damaged(session, cells)
@@ -110,8 +120,9 @@ def run(session: Session) -> int:
         session.console.print(f"shard {config.shard} is done; a run without shard reports")
         return 1 if failed else 0
     _time(session, cells, engine)
-    _score(session, cells)
-    _report(session, cells, show_tables=True)
+    if config.metric:
+        _score(session, cells)
+        _report(session, cells, show_tables=True)
     return 1 if failed else 0
 
 
@@ -277,7 +288,7 @@ def _worker(session: Session, engine: Engine) -> Worker:
 def _score(session: Session, cells: Plan) -> None:
     import analysis.score
 
-    metrics = [build(node, f"metric.{name}") for name, node in session.config.metric.items()]
+    metrics = session.metrics()
     with warnings.catch_warnings(record=True) as caught, progress.Progress() as bar:
         task = bar.add_task("score", total=len(cells.cells))
         analysis.score.score(

@@ -134,14 +134,16 @@ def load_experiment(
     Raises:
         UserError: an override that does not fit, in one line.
     """
-    try:
-        with _hydra(config_dir) as search:
+    with _hydra(config_dir) as search:
+        try:
             return _expand(overrides, multirun, search)
-    except MissingConfigException as error:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        raise UserError(f"{group}={name}: choose {', '.join(error.options or [])}") from error
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(one_line(error)) from error
+        except MissingConfigException as error:
+            group, _, name = error.missing_cfg_file.rpartition("/")
+            loader = GlobalHydra.instance().config_loader()
+            options = error.options or loader.get_group_options(group)
+            raise UserError(f"{group}={name}: choose {', '.join(options)}") from error
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(one_line(error)) from error
 
 
 def build(node: Mapping[str, Any], key: str) -> Any:
@@ -312,11 +314,11 @@ def _typed(config: DictConfig) -> Config:
 
 
 def _default_label(config: Config, values: Values) -> str:
-    """The method and what was changed of it: teacache threshold=0.1."""
+    """The method and what was changed, as in: teacache threshold=0.1."""
     changed = [
-        f"{key.split('.', 1)[1]}={_short(value)}"
+        f"{key.split('.')[-1]}={str(value).replace(' ', '')}"
         for key, value in values.items()
-        if key.startswith(("method.", "schedule."))
+        if key.startswith(("method.", "schedule.", "model."))
     ]
     return " ".join([values.get("method", method_name(config)), *changed])
 
@@ -324,7 +326,3 @@ def _default_label(config: Config, values: Values) -> str:
 def method_name(config: Config) -> str:
     """Name of a method's module: `baselines.teacache.TeaCache` is teacache."""
     return config.method["_target_"].split(".")[-2]
-
-
-def _short(value: Any) -> str:
-    return str(value).replace(" ", "")

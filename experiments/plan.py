@@ -50,7 +50,7 @@ def plan(experiment: Experiment) -> Plan:
     builder = _Builder()
     cells: dict[str, tuple[tuple[int, ...], Cell]] = {}
     references: dict[str, tuple[tuple[int, ...], Cell]] = {}
-    _refuse_doubles(experiment.settings)
+    _refuse_ambiguous(experiment.settings)
     for setting in experiment.settings:
         for order, reference, cell in builder.cells(setting):
             if cell.key in cells:
@@ -63,10 +63,13 @@ def plan(experiment: Experiment) -> Plan:
     return Plan(tuple(cell for _, cell in ordered))
 
 
-def _refuse_doubles(settings: Sequence[Setting]) -> None:
-    for label, count in Counter(setting.label for setting in settings).items():
-        if count > 1:
-            raise UserError(f"grid: {count} settings are called {label!r}; give each its label")
+def _refuse_ambiguous(settings: Sequence[Setting]) -> None:
+    """Tables know a setting by its label."""
+    known: dict[str, Config] = {}
+    references = [setting.reference for setting in settings if setting.reference]
+    for setting in [*settings, *references]:
+        if known.setdefault(setting.label, setting.config) != setting.config:
+            raise UserError(f"grid: two settings are called {setting.label!r}; give one a label")
 
 
 class _Builder:

@@ -37,8 +37,15 @@ class Prompt:
 
 
 def from_texts(texts: Sequence[str]) -> list[Prompt]:
-    """Prompts written in the configuration, `prompts=texts prompts.texts=["a cat", "a dog"]`."""
-    return [Prompt(id=f"{i:04d}", text=text) for i, text in enumerate(texts)]
+    """Prompts written in the configuration, `prompts=texts 'prompts.texts=[a cat, a dog]'`.
+
+    Raises:
+        ValueError: one of them is no text.
+    """
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"prompt {text!r}: not a text")
+    return [Prompt(id=f"{index:04d}", text=text) for index, text in enumerate(texts)]
 
 
 def from_file(path: str) -> list[Prompt]:
@@ -51,7 +58,7 @@ def from_file(path: str) -> list[Prompt]:
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"prompts.path: no such file: {file}")
+        raise ValueError(f"prompts.path={path}: no such file")
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if file.suffix != ".jsonl":
         return from_texts(lines)
@@ -59,17 +66,23 @@ def from_file(path: str) -> list[Prompt]:
 
 
 def _from_json(line: str, index: int, file: Path) -> Prompt:
+    where = f"{file}: entry {index + 1}"
     try:
         entry = json.loads(line)
-        text = entry["text"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: entry {index + 1} is not an object with `text`") from error
-    unknown = sorted(set(entry) - {"id", "text", "image", "meta"})
-    if unknown:
-        raise ValueError(f"{file}: entry {index + 1} has unknown keys: {', '.join(unknown)}")
-    image = None
-    if entry.get("image"):
-        from PIL import Image
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+        raise ValueError(f"{where} is not an object with a `text`")
+    if unknown := sorted(entry.keys() - {"id", "text", "image", "meta"}):
+        raise ValueError(f"{where} has unknown keys: {', '.join(unknown)}")
+    image = _open(file.parent / entry["image"], where) if entry.get("image") else None
+    return Prompt(str(entry.get("id", f"{index:04d}")), entry["text"], image, entry.get("meta", {}))
 
-        image = Image.open(file.parent / entry["image"]).convert("RGB")
-    return Prompt(str(entry.get("id", f"{index:04d}")), text, image, entry.get("meta", {}))
+
+def _open(path: Path, where: str) -> Image:
+    from PIL import Image
+
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{where}: cannot read the image {path}") from error
