@@ -131,6 +131,8 @@ class HSAHook(ModelHook):
                     f"velocity is not finite at step {step}, branch {name!r}, {self.expert}"
                 )
             video.measure(step, name, forward, previous)
+            if step == video.config.schedule.steps - 1:
+                del video.branches[name]  # makes room for the decoder
             return output
         except BaseException:
             self.session.video = None

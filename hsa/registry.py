@@ -20,11 +20,9 @@ def registered(module: nn.Module, hook: ModelHook, name: str) -> Iterator[ModelH
     registry = HookRegistry.check_if_exists_or_initialize(module)
     pristine = "forward" not in vars(module)
     registry.register_hook(hook, name)
-    registry.invalidate_child_registries_cache()
     try:
         yield hook
     finally:
         registry.remove_hook(name, recurse=False)
-        registry.invalidate_child_registries_cache()
         if pristine and not registry.hooks:
             del module.forward

@@ -69,9 +69,16 @@ class Trace:
 
 
 def experts(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
-    """The denoisers of a pipeline by component name; Wan 2.2 A14B has two."""
+    """The denoisers of a pipeline by component name; Wan 2.2 A14B has two.
+
+    Raises:
+        ValueError: it has none.
+    """
     names = ("transformer", "transformer_2")
-    return {name: model for name in names if (model := getattr(pipe, name, None)) is not None}
+    found = {name: model for name in names if (model := getattr(pipe, name, None)) is not None}
+    if not found:
+        raise ValueError(f"pipe: {type(pipe).__name__} has no transformer; choices: {names}")
+    return found
 
 
 class _BranchName(ModelHook):

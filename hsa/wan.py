@@ -57,6 +57,11 @@ class WanAdapter:
 
     def _gather_rope(self, module, args, output: tuple[Tensor, Tensor]):
         """(1, N, 1, D) cos and sin, each entry twice -> (1 or B, K, 1, D / 2), each entry once."""
+        if self.forward is None:
+            raise RuntimeError(
+                "HSA's hook is gone from the transformer: CPU offload re-installs its own after a "
+                "call; apply HSA anew for each call, or before enable_model_cpu_offload"
+            )
         cos, sin = (table[..., ::2].contiguous() for table in output)
         if self.forward.rows is None:
             return cos, sin

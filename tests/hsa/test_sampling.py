@@ -5,6 +5,7 @@ import gc
 import weakref
 from contextlib import nullcontext
 
+import accelerate
 import pytest
 import torch
 
@@ -271,6 +272,35 @@ def test_keys_and_values_are_freed_with_their_video(ending):
         assert [branch() for branch in branches] == [None, None]
 
 
+def test_keys_and_values_are_freed_before_decoding():
+    pipe, remembered = wan_t2v(), []
+
+    def count(pipe, step, timestep, tensors):
+        video = pipe.transformer._diffusers_hook.hooks["hsa"].session.video
+        remembered.append(len(video.branches))
+        return {}
+
+    hsa(pipe, callback_on_step_end=count)
+    assert remembered == [2] * 7 + [0]
+
+
+def test_offload_hooks_that_displace_hsa_are_noticed():
+    pipe = wan_t2v()
+    expected, _ = hsa(pipe)
+    before = plain(pipe)
+    offload = accelerate.hooks.ModelHook
+    accelerate.hooks.add_hook_to_module(pipe.transformer, offload())
+    with apply_hsa(pipe, CONFIG):
+        assert torch.equal(sample(pipe), expected)
+        accelerate.hooks.remove_hook_from_module(pipe.transformer)
+        accelerate.hooks.add_hook_to_module(pipe.transformer, offload())
+        with pytest.raises(RuntimeError, match="hook is gone from the transformer"):
+            sample(pipe)
+    assert torch.equal(plain(pipe), before)
+    with apply_hsa(pipe, CONFIG):
+        assert torch.equal(sample(pipe), expected)
+
+
 def test_nan_velocity_names_step_and_branch():
     def poison(pipe, step, timestep, tensors):
         latents = tensors["latents"]
@@ -312,4 +342,7 @@ def test_unknown_transformer_is_refused():
         num_layers=1, attention_head_dim=8, num_attention_heads=2, caption_projection_dim=16
     )
     with pytest.raises(ValueError, match="SD3Transformer2DModel .* choices: WanTransformer3DModel"):
+        hsa(pipe)
+    pipe.transformer = None
+    with pytest.raises(ValueError, match="pipe: WanPipeline has no transformer"):
         hsa(pipe)
