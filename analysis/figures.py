@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.labels import Box, place
+from analysis.labels import around, place
 from analysis.metrics.base import Metric
 from analysis.pareto import front
 from analysis.tables import heading
@@ -197,34 +197,34 @@ def _name_front(ax: Axes, view: pd.DataFrame, metric: Metric, looks: Mapping[str
         for label, look in zip(view.loc[best, "label"], looks_of, strict=True)
     ]
     sizes = np.array([text.get_window_extent().size for text in texts])
-    bounds = Box(*ax.get_window_extent().extents)
+    boxes = place(
+        pixels[best], sizes, np.array(ax.get_window_extent().extents), _drawn(ax, scale), scale
+    )
     # axes coordinates, so that output formats of different resolution agree
     to_axes = ax.transAxes.inverted().transform
-    boxes = place(pixels[best], sizes, bounds, _drawn(ax, scale), scale)
     for text, box, point, look in zip(texts, boxes, pixels[best], looks_of, strict=True):
-        text.set_position(to_axes((box.x0, box.y0)))
-        end = np.clip(point, (box.x0, box.y0), (box.x1, box.y1))
+        text.set_position(to_axes(box[:2]))
+        end = np.clip(point, box[:2], box[2:])
         if np.hypot(*(end - point)) > 8 * scale:
             x, y = zip(to_axes(point), to_axes(end), strict=True)
             ax.plot(x, y, color=look.colour, lw=0.4, alpha=0.6, transform=ax.transAxes, zorder=1)
 
 
-def _drawn(ax: Axes, scale: float) -> list[Box]:
-    """Pixels that a panel's markers, bars and lines cover, as boxes."""
-    reach = 0.5 * matplotlib.rcParams["lines.markersize"] * scale
-    boxes = []
+def _drawn(ax: Axes, scale: float) -> np.ndarray:
+    """Pixels that a panel's markers, bars and lines cover, as boxes (M, 4)."""
+    boxes = [np.empty((0, 4))]
     for line in ax.lines:
         points = ax.transData.transform(line.get_xydata())
-        if len(points) == 1:  # a marker
-            boxes.append(Box(*(points[0] - reach), *(points[0] + reach)))
+        if len(points) == 1:
+            boxes.append(around(points, 0.5 * line.get_markersize() * scale))
         for start, end in pairwise(points):
-            steps = np.linspace(0, 1, max(2, round(np.hypot(*(end - start)) / (4 * scale))))
-            for point in start + steps[:, None] * (end - start):
-                boxes.append(Box(*(point - scale), *(point + scale)))
-    bars = (ax.transData.transform(bar) for c in ax.collections for bar in c.get_segments())
-    for (x, y0), (_, y1) in bars:
-        boxes.append(Box(x - scale, min(y0, y1), x + scale, max(y0, y1)))
-    return boxes
+            count = max(2, round(np.hypot(*(end - start)) / (4 * scale)))
+            boxes.append(around(np.linspace(start, end, count), scale))
+    for bars in ax.collections:
+        for segment in bars.get_segments():
+            ends = np.sort(ax.transData.transform(segment), axis=0)
+            boxes.append(np.concatenate([ends[0] - scale, ends[1] + scale])[None])
+    return np.concatenate(boxes)
 
 
 def _grid(count: int, columns: int) -> tuple[Figure, list[Axes]]:

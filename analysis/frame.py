@@ -81,7 +81,9 @@ def runtimes(plan: Plan, store: Store) -> Runtimes:
         for cell in plan.cells
         for timing in store.timings(cell.key)
     ]
-    timings = pd.DataFrame(rows, columns=[*SETTING, "machine", "seconds"])
+    timings = pd.DataFrame(rows, columns=[*SETTING, "machine", "seconds"]).astype(
+        {"seconds": float}
+    )
     machine = _busiest_machine(timings)
     groups = timings[timings["machine"] == machine].groupby(SETTING, sort=False)["seconds"]
     table = pd.DataFrame(

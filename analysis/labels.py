@@ -1,70 +1,60 @@
-"""Where to write the names of points so that they don't cover each other. Pure numpy, in pixels."""
+"""Where to write the names of points so that they don't cover anything. Pure numpy, in pixels.
+
+A box is a row of left, bottom, right and top.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-DIRECTIONS = [(1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (-1, 0)]
+DIRECTIONS = ((1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (-1, 0))
 DISTANCES = (5.0, 12.0, 20.0, 30.0)
-OUTSIDE = 4.0  # a pixel outside of the axes is this much worse than one over another label
+OUTSIDE = 4.0  # a pixel outside of the axes is this much worse than one over something else
 FAR = 2.0  # square pixels of overlap that a pixel of distance is worth
 
 
-@dataclass(frozen=True)
-class Box:
-    """Left, bottom, right, top."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    def overlap(self, other: Box) -> float:
-        """Common area."""
-        width = min(self.x1, other.x1) - max(self.x0, other.x0)
-        height = min(self.y1, other.y1) - max(self.y0, other.y0)
-        return max(width, 0.0) * max(height, 0.0)
-
-    @property
-    def area(self) -> float:
-        return (self.x1 - self.x0) * (self.y1 - self.y0)
-
-
 def place(
-    points: np.ndarray, sizes: np.ndarray, bounds: Box, obstacles: list[Box], scale: float = 1.0
-) -> list[Box]:
-    """A box for each label, chosen greedily in the order given.
+    points: np.ndarray,
+    sizes: np.ndarray,
+    bounds: np.ndarray,
+    obstacles: np.ndarray,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """A box for each label, chosen greedily in the order given: (K, 4).
 
     Args:
-        points: (K, 2) the points to name.
+        points: (K, 2) what to name.
         sizes: (K, 2) width and height of each label.
-        bounds: the axes.
-        obstacles: boxes better left free, such as all markers.
-        scale: pixels per point of the output, which the distances are multiplied by.
+        bounds: (4,) the axes.
+        obstacles: (M, 4) boxes better left free, such as all markers.
+        scale: pixels per unit of DISTANCES.
     """
-    taken = list(obstacles)
-    boxes = []
+    taken = obstacles.reshape(-1, 4)
     for point, size in zip(points, sizes, strict=True):
-        candidates = [
-            (_beside(point, size, direction, scale * distance), scale * distance)
-            for distance in DISTANCES
-            for direction in DIRECTIONS
-        ]
-        box, _ = min(candidates, key=lambda candidate: _cost(*candidate, bounds, taken))
-        boxes.append(box)
-        taken.append(box)
-    return boxes
+        gaps = scale * np.repeat(DISTANCES, len(DIRECTIONS))
+        candidates = _beside(point, size, np.tile(DIRECTIONS, (len(DISTANCES), 1)), gaps)
+        covered = overlap(candidates[:, None], taken).sum(axis=1)
+        outside = size.prod() - overlap(candidates, bounds)
+        best = np.argmin(covered + OUTSIDE * outside + FAR * gaps)
+        taken = np.vstack([taken, candidates[best]])
+    return taken[len(taken) - len(points) :]
 
 
-def _beside(point: np.ndarray, size: np.ndarray, direction: tuple[int, int], gap: float) -> Box:
-    dx, dy = np.array(direction) * gap / np.hypot(*direction)
-    x0 = point[0] + dx - (1 - direction[0]) / 2 * size[0]
-    y0 = point[1] + dy - (1 - direction[1]) / 2 * size[1]
-    return Box(x0, y0, x0 + size[0], y0 + size[1])
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Common area of boxes (..., 4), broadcast."""
+    size = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    return np.maximum(size, 0).prod(axis=-1)
 
 
-def _cost(box: Box, gap: float, bounds: Box, taken: list[Box]) -> float:
-    outside = box.area - box.overlap(bounds)
-    return sum(box.overlap(other) for other in taken) + OUTSIDE * outside + FAR * gap
+def around(points: np.ndarray, reach: float) -> np.ndarray:
+    """Squares (..., 4) with the points (..., 2) in their middle."""
+    return np.concatenate([points - reach, points + reach], axis=-1)
+
+
+def _beside(
+    point: np.ndarray, size: np.ndarray, directions: np.ndarray, gaps: np.ndarray
+) -> np.ndarray:
+    """Boxes (C, 4) of a size, each its gap away from the point in its direction."""
+    unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    corner = point + unit * gaps[:, None] - (1 - directions) / 2 * size
+    return np.concatenate([corner, corner + size], axis=1)

@@ -30,14 +30,15 @@ const $ = (id) => document.getElementById(id);
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 let players = [];
 let playing = false;
+let starting = false;
 
 const sameKey = (video) => `${video.task} ${video.prompt_id}`;
 const promptsOf = (all) => [...new Map(all.map((v) => [sameKey(v), v])).values()];
 const labelsOf = (all) => [...new Set(all.map((v) => v.label))];
 const ticked = () => [...$("settings").querySelectorAll(":checked")].map((box) => box.value);
 const clock = () => players[0];
-const frameAt = (player, time) =>
-  Math.min(player.data.frames - 1, Math.floor(time * player.data.fps + 1e-6));
+const frameAt = ({ data }, time) =>
+  Math.min(data.frames - 1, Math.floor(time * data.fps + 1e-6));
 
 function build() {
   for (const video of promptsOf(videos)) {
@@ -109,21 +110,29 @@ function pause() {
   for (const p of players) p.video.pause();
 }
 
-function start(time) {
-  for (const p of players) {
-    p.video.currentTime = time;
-    p.video.play().catch(() => {});  // a pause before the start is not an error
-  }
+// Lets the videos go together, once all of them stand at the same time.
+async function start(time) {
+  starting = true;
+  const together = players;
+  await Promise.all(together.map(({ video }) => new Promise((ready) => {
+    video.addEventListener("seeked", ready, { once: true });
+    video.pause();
+    video.currentTime = time;
+  })));
+  starting = false;
+  if (!playing || together !== players) return;
+  for (const { video } of players) video.play().catch(() => {});  // paused again: no error
 }
 
 function tick() {
   if (!playing || !players.length) return;
   const { video, data } = clock();
-  if (video.ended) start(0);
-  for (const p of players.slice(1)) {
-    const late = Math.abs(p.video.currentTime - video.currentTime) * data.fps >= 0.5;
-    if (late && !p.video.seeking) p.video.currentTime = video.currentTime;
-    if (p.video.paused && !video.paused && !video.ended) p.video.play().catch(() => {});
+  if (!starting) {
+    if (video.ended) start(0);
+    for (const p of players.slice(1)) {
+      const apart = Math.abs(p.video.currentTime - video.currentTime) * data.fps;
+      if (apart >= 0.5 && !p.video.seeking) p.video.currentTime = video.currentTime;
+    }
   }
   show(frameAt(clock(), video.currentTime));
   requestAnimationFrame(tick);

@@ -34,8 +34,8 @@ class Browser:
     def __init__(self, profile: Path, timeout: float = 30.0):
         to_browser, self._to = os.pipe()
         self._from, from_browser = os.pipe()
-        # the browser reads commands from descriptor 3 and answers on 4
-        command = ["sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "sh"]
+        # the browser reads commands from descriptor 3 and answers on 4 (sh knows one-digit ones)
+        command = ["bash", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "bash"]
         self._process = subprocess.Popen(
             [*command, find(), *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_browser, from_browser),
@@ -121,7 +121,7 @@ class Browser:
         method, params = event.get("method"), event.get("params", {})
         if method == "Runtime.exceptionThrown":
             self.errors.append(str(params["exceptionDetails"]))
-        elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
+        elif method == "Runtime.consoleAPICalled" and params["type"] == "error":
             self.errors.append(str(params["args"]))
-        elif method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+        elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.errors.append(params["entry"]["text"])

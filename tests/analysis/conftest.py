@@ -11,8 +11,10 @@ from tests.analysis import stored
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    """What `analyse` reads of a configuration."""
-    return Config(name="rendered", metric=stored.METRIC_NODES, logger={"_target_": None})
+    """What `analyse` reads of a configuration; LPIPS cannot be computed here."""
+    lpips = {"_target_": "analysis.metrics.lpips.LPIPS", "weights": "/none/lpips.safetensors"}
+    metrics = {**stored.METRIC_NODES, "lpips": lpips}
+    return Config(name="rendered", metric=metrics, logger={"_target_": None})
 
 
 @pytest.fixture(scope="session")

@@ -13,20 +13,15 @@ from analysis.metrics.psnr import PSNR
 from analysis.summary import summarise
 from tests.analysis import synthetic
 
-DRAW = """
-import sys
-from pathlib import Path
-from analysis import figures
-from analysis.metrics.psnr import PSNR
-from analysis.summary import summarise
-from tests.analysis import synthetic
+DRAW = "import sys; from tests.analysis.test_figures import draw; draw(sys.argv[1])"
 
-summary = summarise(synthetic.frame(("t2v",)), synthetic.runtimes(("t2v",)), synthetic.METRICS)
-folder = Path(sys.argv[1])
-figures.save(lambda: figures.frontier(summary, [PSNR()]), folder / "frontier")
-rows = figures.sweeps(summary)["hsa"]
-figures.save(lambda: figures.sweep(rows, [PSNR()]), folder / "sweep")
-"""
+
+def draw(folder: str) -> None:
+    """A frontier and a sweep, from nothing."""
+    summary = summarise(synthetic.frame(("t2v",)), synthetic.runtimes(("t2v",)), synthetic.METRICS)
+    figures.save(lambda: figures.frontier(summary, [PSNR()]), Path(folder, "frontier"))
+    rows = figures.sweeps(summary)["hsa"]
+    figures.save(lambda: figures.sweep(rows, [PSNR()]), Path(folder, "sweep"))
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +35,16 @@ def panel(summary, metric):
 
 
 def test_bytes_are_the_same_in_two_processes(tmp_path: Path) -> None:
-    made = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        root = Path(__file__).parents[2]
-        subprocess.run([sys.executable, "-c", DRAW, tmp_path / name], cwd=root, check=True)
-        made.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
-    assert sorted(made[0]) == ["frontier.png", "frontier.svg", "sweep.png", "sweep.svg"]
-    assert made[0] == made[1]
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    draw(str(here))
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", DRAW, str(there)], cwd=root, check=True)
+    names = sorted(path.name for path in here.iterdir())
+    assert names == ["frontier.png", "frontier.svg", "sweep.png", "sweep.svg"]
+    for name in names:
+        assert (here / name).read_bytes() == (there / name).read_bytes(), name
 
 
 def test_a_panel_for_each_metric_and_task(summary) -> None:
