@@ -60,11 +60,7 @@ def cell_inputs(
     `steps=40` is flow matching on a schedule of 40.
     """
     params = {key: value for key, value in asdict(method).items() if key != "steps"}
-    asked = {
-        key: value
-        for key, value in vars(request).items()
-        if key not in ("steps", "image", "extra") and value is not None
-    }
+    asked = {key: value for key, value in vars(request).items() if key not in ("steps", "image")}
     return _plain(
         {
             "schema": SCHEMA,
@@ -78,7 +74,6 @@ def cell_inputs(
             "schedule": {"steps": request.steps},
             "request": {
                 **asked,
-                **request.extra,
                 "image_sha256": prompt.image_sha256 if request.image else None,
                 "prompt_id": prompt.id,
                 "meta": prompt.meta,

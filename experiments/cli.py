@@ -69,16 +69,19 @@ class Session:
 
     def track(self, items: Iterable[T], total: int, title: str) -> Iterator[T]:
         """Yield items under a progress bar that tells how long the rest will take."""
+        with self.progress() as bar:
+            yield from bar.track(items, total=total, description=title)
+
+    def progress(self) -> progress.Progress:
         columns = (
-            progress.TextColumn("{task.description:<10}"),
+            progress.TextColumn("{task.description:<9}"),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
         )
-        with progress.Progress(*columns, console=self.console) as bar:
-            yield from bar.track(items, total=total, description=title)
+        return progress.Progress(*columns, console=self.console)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -289,7 +292,7 @@ def _score(session: Session, cells: Plan) -> None:
     import analysis.score
 
     metrics = session.metrics()
-    with warnings.catch_warnings(record=True) as caught, progress.Progress() as bar:
+    with warnings.catch_warnings(record=True) as caught, session.progress() as bar:
         task = bar.add_task("score", total=len(cells.cells))
         analysis.score.score(
             cells, session.store, metrics, lambda done, total: bar.update(task, completed=done)

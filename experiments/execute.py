@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 
 from experiments import provenance
 from experiments.cell import Cell
@@ -80,6 +82,7 @@ class Worker:
 
     def model(self, config: ModelConfig) -> Model:
         if config != self._config:
+            _hush_libraries()
             self._model = None  # free the memory before the next one comes
             self._model = build(config.load, f"model={config.name}")
             self._config = config
@@ -124,6 +127,12 @@ class Worker:
             "started": started,
             "finished": provenance.now(),
         }
+
+
+def _hush_libraries() -> None:
+    """Their warnings come with every video and tell of sizes and dtypes that the plan checked."""
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
 
 
 @contextmanager

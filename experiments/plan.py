@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from operator import itemgetter
 from typing import Any
 
 from baselines.base import Method, Request
@@ -15,6 +17,7 @@ from experiments.errors import UserError, one_line
 from experiments.prompts import Prompt
 from experiments.store import Store
 
+Place = tuple[int, int, int, int]  # indices of model, task, prompt, seed: the order of a plan
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -47,19 +50,24 @@ def plan(experiment: Experiment) -> Plan:
     Raises:
         UserError: a setting that cannot run.
     """
-    builder = _Builder()
-    cells: dict[str, tuple[tuple[int, ...], Cell]] = {}
-    references: dict[str, tuple[tuple[int, ...], Cell]] = {}
     _refuse_ambiguous(experiment.settings)
+    builder = _Builder()
+    cells: dict[str, tuple[Place, Cell]] = {}
+    references: dict[str, tuple[Place, Cell]] = {}
     for setting in experiment.settings:
-        for order, reference, cell in builder.cells(setting):
+        source = builder.source(setting)
+        reference = builder.source(setting.reference) if setting.reference else None
+        for place in source.places():
+            cell = source.cell(place)
             if cell.key in cells:
                 other = cells[cell.key][1].label
                 raise UserError(f"grid: {other!r} and {cell.label!r} are the same setting")
-            cells[cell.key] = order, cell
-            if reference is not None:
-                references[reference.key] = order, reference
-    ordered = sorted((references | cells).values(), key=lambda entry: entry[0])
+            if reference:
+                target = reference.cell(place)
+                references[target.key] = place, target
+                cell = replace(cell, reference_key=target.key)
+            cells[cell.key] = place, cell
+    ordered = sorted((references | cells).values(), key=itemgetter(0))
     return Plan(tuple(cell for _, cell in ordered))
 
 
@@ -73,61 +81,78 @@ def _refuse_ambiguous(settings: Sequence[Setting]) -> None:
 
 
 class _Builder:
-    """Cells of settings; prompts and model identities are read once."""
+    """What the cells of settings are made of; equal parts of the configuration are built once."""
 
     def __init__(self) -> None:
         self._built: dict[str, Any] = {}
         self._models: dict[str, int] = {}
+        self._sources: dict[int, _Source] = {}
 
-    def cells(self, setting: Setting) -> Iterator[tuple[tuple[int, ...], Cell | None, Cell]]:
-        """Each cell with its place in the plan and the cell of its reference."""
-        config = setting.config
-        prompts = self._prompts(config)
-        model = self._models.setdefault(canonical_json(asdict(config.model)), len(self._models))
-        for t, task in enumerate(config.tasks):
-            for p, prompt in enumerate(prompts):
-                for s, seed in enumerate(config.seeds):
-                    reference = None
-                    if setting.reference:
-                        reference = self._cell(setting.reference, task, prompt, seed)
-                    cell = self._cell(setting, task, prompt, seed, reference)
-                    yield (model, t, p, s), reference, cell
+    def source(self, setting: Setting) -> _Source:
+        if id(setting) not in self._sources:
+            config = setting.config
+            model = canonical_json(asdict(config.model))
+            self._sources[id(setting)] = _Source(
+                setting,
+                self._models.setdefault(model, len(self._models)),
+                self._build("method", config.method),
+                self._build("model.identity", config.model.identity),
+                self._build("prompts", config.prompts),
+            )
+        return self._sources[id(setting)]
 
-    def _cell(
-        self, setting: Setting, task: str, prompt: Prompt, seed: int, reference: Cell | None = None
-    ) -> Cell:
-        config = setting.config
-        method = self._once("method", config.method)
-        request = _request(config, method, task, prompt, seed)
-        _check(method, request, prompt, config.model)
-        identity = self._once("model.identity", config.model.identity)
-        name = method_name(config)
-        inputs = cell_inputs(config.model, identity, name, method, request, prompt)
-        key = content_key(inputs)
-        return Cell(
-            key=key,
-            label=setting.label,
-            inputs=inputs,
-            config=config,
-            method=method,
-            request=request,
-            reference_key=reference.key if reference else key,
-        )
-
-    def _prompts(self, config: Config) -> list[Prompt]:
-        prompts = self._once("prompts", config.prompts)[: config.limit]
-        if not prompts:
-            raise UserError(f"prompts: there are none (limit={config.limit})")
-        for id, count in Counter(prompt.id for prompt in prompts).items():
-            if count > 1:
-                raise UserError(f"prompts: {count} have the id {id!r}")
-        return prompts
-
-    def _once(self, key: str, node: Mapping[str, Any]) -> Any:
+    def _build(self, key: str, node: Mapping[str, Any]) -> Any:
         signature = canonical_json([key, node])
         if signature not in self._built:
             self._built[signature] = build(node, key)
         return self._built[signature]
+
+
+class _Source:
+    """The cells of one setting, by their place."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        model: int,
+        method: Method,
+        identity: Mapping[str, Any],
+        prompts: Sequence[Prompt],
+    ):
+        self._setting, self._model, self._method, self._identity = setting, model, method, identity
+        self._prompts = prompts[: setting.config.limit]
+        self._cells: dict[Place, Cell] = {}
+        _require_prompts(self._prompts)
+
+    def places(self) -> Iterator[Place]:
+        config = self._setting.config
+        sizes = (len(config.tasks), len(self._prompts), len(config.seeds))
+        return product([self._model], *map(range, sizes))
+
+    def cell(self, place: Place) -> Cell:
+        """The cell at a place; it is its own reference."""
+        if place not in self._cells:
+            self._cells[place] = self._cell(place)
+        return self._cells[place]
+
+    def _cell(self, place: Place) -> Cell:
+        config, (_, task, prompt, seed) = self._setting.config, place
+        found = self._prompts[prompt]
+        request = _request(config, self._method, config.tasks[task], found, config.seeds[seed])
+        _check(self._method, request, found, config.model)
+        inputs = cell_inputs(
+            config.model, self._identity, method_name(config), self._method, request, found
+        )
+        key = content_key(inputs)
+        return Cell(key, self._setting.label, inputs, config, self._method, request, key)
+
+
+def _require_prompts(prompts: Sequence[Prompt]) -> None:
+    if not prompts:
+        raise UserError("prompts: there are none, see limit and prompts.count")
+    for id, count in Counter(prompt.id for prompt in prompts).items():
+        if count > 1:
+            raise UserError(f"prompts: {count} have the id {id!r}")
 
 
 def _request(config: Config, method: Method, task: str, prompt: Prompt, seed: int) -> Request:

@@ -126,7 +126,7 @@ def test_golden_key():
     assert tiny_plan("limit=1").cells[0].key == GOLDEN
 
 
-GOLDEN = "2e06b16fdda5856a6d3d90edcb35e1341730e7ef1aa919ddbf4a230a1c0e5efd"
+GOLDEN = "c91bb5d88f01c90a7c573b44350811bc6ac301dac36741686dc465101190f4d7"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ GOLDEN = "2e06b16fdda5856a6d3d90edcb35e1341730e7ef1aa919ddbf4a230a1c0e5efd"
         (["schedule.steps=0"], ["steps", "0"]),
         (["model.request.height=2.5"], ["model.request.height", "2.5"]),
         (["limit=few"], ["limit", "few"]),
-        (["limit=0"], ["prompts", "limit=0"]),
+        (["limit=0"], ["prompts", "limit"]),
         (["method=hsa", "method.budgets=[4,3]", "schedule.steps=4"], ["budgets", "3", "4"]),
         (["method=hsa", "method.budgets=[40,10]"], ["budgets", "40", "4"]),
         (["method=hsa", "method.thresholds=low"], ["thresholds", "low"]),
@@ -222,3 +222,10 @@ def test_planning_imports_no_torch(tmp_path):
         "sys.exit(code or any(name in sys.modules for name in ('torch', 'diffusers', 'pandas')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_doctor_finds_missing_weights(tmp_path, capsys):
+    assert hsa_bench("doctor", tmp_path, TINY) == 0
+    assert "random" in capsys.readouterr().out
+    assert hsa_bench("doctor", tmp_path, "model.path=/nowhere") == 1
+    assert "/nowhere" in capsys.readouterr().out
