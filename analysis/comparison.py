@@ -1,12 +1,13 @@
 """Methods against each other at fixed shares of the reference runtime: `comparison.md`.
 
 A method is all of its settings; what it reaches at a runtime is read off its own front
-(`stats.at_runtime`), per prompt, so that differences are paired.
+(`stats.at_runtime`), per prompt, so that differences are paired. No setting takes exactly 25 % of
+the runtime: the methods are compared at the measured runtime of the HSA setting closest to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +17,11 @@ from analysis.frame import per_prompt
 from analysis.metrics.base import Metric
 from analysis.pareto import area
 from analysis.stats import Estimate, at_runtime, bootstrap, paired
-from analysis.tables import MISSING, Entry, Table, difference, heading, interval, number
+from analysis.tables import MISSING, Entry, Table, difference, heading, interval, number, percent
 
 SUBJECT = "hsa"
 TARGETS = (0.25, 0.5)
+TOLERANCE = 0.05  # an HSA setting further than this from a target does not stand for it
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Comparison:
     task: str
     metric: Metric
     target: float  # share of the reference runtime
+    runtime: float  # the measured one near it, where the methods are compared
     reached: dict[str, Estimate]
     lead: dict[str, Estimate]  # empty without HSA
 
@@ -50,7 +53,7 @@ def compare(
     """Every task, metric and target runtime, from `frame.tidy` and `summary.summarise`."""
     quality = per_prompt(frame)
     return [
-        _compare(task, metric, target, methods, seed)
+        _compare(task, metric, target, _measured_near(summary, task, target), methods, seed)
         for task in frame["task"].unique()
         for metric in metrics
         for methods in [dict(_curves(quality, summary, task, metric))]
@@ -68,7 +71,7 @@ def tables(
         made.append(_winners(task, mine))
         for target in dict.fromkeys(c.target for c in mine):
             at = [c for c in mine if c.target == target]
-            made += [_reached(task, target, at), _lead(task, target, at)]
+            made += [_reached(at), _lead(at)]
         made.append(_areas(task, summary, metrics))
     return [table for table in made if table.rows]
 
@@ -107,17 +110,34 @@ def _curves(
         yield method, (lines["runtime"].to_numpy(), quality.loc[labels].to_numpy().T)
 
 
+def _measured_near(summary: pd.DataFrame, task: str, target: float) -> float:
+    """Runtime of the HSA setting closest to the target, or the target if none is near."""
+    mine = summary[(summary["task"] == task) & (summary["method"] == SUBJECT)]
+    runtimes = mine["runtime"].dropna().to_numpy()
+    if not len(runtimes):
+        return target
+    closest = float(runtimes[np.abs(runtimes - target).argmin()])
+    return closest if abs(closest - target) <= TOLERANCE else target
+
+
 def _compare(
-    task: str, metric: Metric, target: float, methods: dict[str, Curve], seed: int
+    task: str,
+    metric: Metric,
+    target: float,
+    runtime: float,
+    methods: dict[str, Curve],
+    seed: int,
 ) -> Comparison:
     values = {
-        name: at_runtime(*curve, target, metric.higher_is_better) for name, curve in methods.items()
+        name: at_runtime(*curve, runtime, metric.higher_is_better)
+        for name, curve in methods.items()
     }
     subject = values.get(SUBJECT)
     return Comparison(
         task,
         metric,
         target,
+        runtime,
         reached={name: bootstrap(v, seed) for name, v in values.items()},
         lead={
             name: paired(subject, v, seed)
@@ -128,58 +148,65 @@ def _compare(
 
 
 def _winners(task: str, comparisons: Sequence[Comparison]) -> Table:
-    targets = list(dict.fromkeys(c.target for c in comparisons))
-    best = {(c.metric, c.target): c.best or MISSING for c in comparisons}
+    places = list(dict.fromkeys(map(_at, comparisons)))
+    best = {(c.metric, _at(c)): c.best or MISSING for c in comparisons}
     rows = tuple(
         (
             Entry(heading(metric), number=False),
-            *(Entry(best[metric, target], number=False) for target in targets),
+            *(Entry(best[metric, place], number=False) for place in places),
         )
         for metric in dict.fromkeys(c.metric for c in comparisons)
     )
-    return Table(f"Best method, {task.upper()}", ("Metric", *map(_at, targets)), rows)
+    return Table(f"Best method, {task.upper()}", ("Metric", *places), rows)
 
 
-def _reached(task: str, target: float, comparisons: Sequence[Comparison]) -> Table:
-    rows = tuple(
-        (
-            Entry(method, number=False),
-            *(Entry(interval(c.reached[method]), method == c.best) for c in comparisons),
-        )
-        for method in dict.fromkeys(name for c in comparisons for name in c.reached)
-    )
-    return Table(f"Reached {_at(target)}, {task.upper()}", _header("Method", comparisons), rows)
+def _reached(comparisons: Sequence[Comparison]) -> Table:
+    columns = {
+        heading(c.metric): {
+            method: Entry(interval(estimate), method == c.best)
+            for method, estimate in c.reached.items()
+        }
+        for c in comparisons
+    }
+    first = comparisons[0]
+    return _by_method(f"Reached {_at(first)}, {first.task.upper()}", "Method", columns)
 
 
-def _lead(task: str, target: float, comparisons: Sequence[Comparison]) -> Table:
-    rows = tuple(
-        (
-            Entry(method, number=False),
-            *(difference(c.lead[method], c.metric) for c in comparisons),
-        )
-        for method in dict.fromkeys(name for c in comparisons for name in c.lead)
-    )
-    return Table(
-        f"HSA minus the others {_at(target)}, {task.upper()}", _header("Minus", comparisons), rows
-    )
+def _lead(comparisons: Sequence[Comparison]) -> Table:
+    columns = {
+        heading(c.metric): {
+            method: difference(estimate, c.metric) for method, estimate in c.lead.items()
+        }
+        for c in comparisons
+    }
+    first = comparisons[0]
+    title = f"HSA minus the others {_at(first)}, {first.task.upper()}"
+    return _by_method(title, "Minus", columns)
 
 
 def _areas(task: str, summary: pd.DataFrame, metrics: Sequence[Metric]) -> Table:
-    found = [(metric, a) for metric in metrics if (a := areas(summary, task, metric))]
+    columns = {}
+    for metric in metrics:
+        found = areas(summary, task, metric)
+        largest = max(found.values(), default=None)
+        columns[f"{metric.title} \N{UPWARDS ARROW}"] = {
+            method: Entry(number(value), value == largest) for method, value in found.items()
+        }
+    return _by_method(f"Area under the front, {task.upper()}", "Method", columns)
+
+
+def _by_method(title: str, first: str, columns: Mapping[str, Mapping[str, Entry]]) -> Table:
+    """A row for every method that any column has."""
+    methods = dict.fromkeys(method for column in columns.values() for method in column)
     rows = tuple(
         (
             Entry(method, number=False),
-            *(Entry(number(area[method]), method == max(area, key=area.get)) for _, area in found),
+            *(column.get(method, Entry(MISSING)) for column in columns.values()),
         )
-        for method in dict.fromkeys(name for _, area in found for name in area)
+        for method in methods
     )
-    header = ("Method", *(f"{metric.title} \N{UPWARDS ARROW}" for metric, _ in found))
-    return Table(f"Area under the front, {task.upper()}", header, rows)
+    return Table(title, (first, *columns), rows)
 
 
-def _header(first: str, comparisons: Sequence[Comparison]) -> tuple[str, ...]:
-    return (first, *(heading(c.metric) for c in comparisons))
-
-
-def _at(target: float) -> str:
-    return f"at {100 * target:g} % of the runtime"
+def _at(comparison: Comparison) -> str:
+    return f"at {percent(comparison.runtime)} of the runtime"

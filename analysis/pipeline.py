@@ -71,7 +71,8 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
         title=cfg.name,
         subtitle=note,
         figures=drawn,
-        tables=results + gains + compared,
+        tables=results,
+        details=gains + compared,
         videos=report.videos(frame, summary, store, metrics),
         shown=report.opening(summary),
     )

@@ -36,12 +36,14 @@ def render(
     subtitle: str,
     figures: Sequence[Figure],
     tables: Sequence[Table],
+    details: Sequence[Table],
     videos: Sequence[Mapping[str, Any]],
     shown: Sequence[str],
 ) -> str:
     """The page.
 
     Args:
+        details: tables that are folded away when the page opens.
         videos: what `videos` gives.
         shown: labels of the settings that are ticked when the page opens.
     """
@@ -59,6 +61,7 @@ def render(
         subtitle=subtitle,
         figures=figures,
         tables=tables,
+        details=details,
         videos=videos,
         shown=shown,
     )

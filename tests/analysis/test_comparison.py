@@ -40,10 +40,27 @@ def test_the_lead_over_flow_matching_is_the_built_in_gain(frame, summary, target
 
 def test_a_method_that_does_not_reach_the_runtime_is_missing(frame, summary) -> None:
     found = compared(frame, summary, 0.25)  # TeaCache's fastest setting takes 28 %
+    assert found.runtime == pytest.approx(0.25)
     assert found.reached["teacache"].n == 0 and np.isnan(found.lead["teacache"].mean)
     tables = comparison.tables([found], summary, [PSNR()])
     row = next(row for row in tables[1].rows if row[0].text == "teacache")
     assert row[1].text == "\N{EN DASH}" and not row[1].bold
+
+
+def test_methods_are_compared_at_the_measured_runtime_of_hsa(frame) -> None:
+    runtimes = synthetic.runtimes(("t2v",))
+    runtimes.table.loc[("t2v", "HSA-25"), "runtime_s"] *= 1.1  # 27.5 %
+    summary = summarise(frame, runtimes, synthetic.METRICS)
+    found = compared(frame, summary, 0.25)
+    assert found.runtime == pytest.approx(0.275)
+    row = summary[(summary["label"] == "HSA-25") & (summary["metric"] == "psnr")].iloc[0]
+    assert found.reached["hsa"].mean == pytest.approx(row["mean"])
+    assert found.lead["flow_matching"].mean == pytest.approx(row["gain"])
+    assert found.lead["static_mask"].n == synthetic.PROMPTS
+
+    runtimes.table.loc[("t2v", "HSA-25"), "runtime_s"] *= 1.2  # 33 %: too far away
+    found = compared(frame, summarise(frame, runtimes, synthetic.METRICS), 0.25)
+    assert found.runtime == 0.25 and found.reached["hsa"].n == 0
 
 
 def test_without_hsa_there_is_no_lead(frame) -> None:

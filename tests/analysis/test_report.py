@@ -31,7 +31,10 @@ def test_everything_is_written(out_dir: Path) -> None:
     assert names == tables | images | {"index.html"}
     for title in ("Quality, T2V", "Against flow matching at the same runtime, I2V"):
         assert f"## {title}" in (out_dir / "table.md").read_text()
-    assert "HSA minus the others at 50 % of the runtime" in (out_dir / "comparison.md").read_text()
+    assert (
+        "HSA minus the others at 50.0 % of the runtime, I2V"
+        in (out_dir / "comparison.md").read_text()
+    )
 
 
 def test_analysis_is_reproducible(results, config, out_dir: Path, tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ def test_large_videos_are_left_out_by_whole_prompts(results, monkeypatch) -> Non
 def test_prompts_are_text_not_markup(results) -> None:
     nasty = "</script><script>alert(1)</script> & 🦊"
     video = {"label": nasty, "task": "t2v", "prompt_id": "x", "prompt": nasty, "caption": []}
-    html = report.render(nasty, nasty, [], [], [video], [nasty])
+    html = report.render(nasty, nasty, [], [], [], [video], [nasty])
     assert "<script>alert" not in html
     assert page_data(html)["videos"][0]["prompt"] == nasty
 
