@@ -27,8 +27,8 @@ PALETTE = np.concatenate(
     [np.array(list(COLOURS.values()))]
     + [np.clip(shade * np.array(list(FLOORS.values())), 0, 1) for shade in SHADES]
 ).astype(np.float32)
-MIN_AREA = 60  # pixels; the smallest rendered object covers about 280
-MIN_TRAVEL = 6.0  # pixels over the whole video; the slowest rendered object moves 19
+MIN_AREA = 60  # pixels; the smallest whole object covers about 190
+MIN_TRAVEL = 6.0  # pixels over the whole video; the slowest rendered object moves 16
 
 
 def read_video(frames: np.ndarray) -> dict[str, str]:
