@@ -8,13 +8,16 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from rich import progress
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from experiments import doctor
+from experiments.cell import Cell
 from experiments.config import Config, Experiment, build, load_experiment
 from experiments.errors import UserError, one_line
 from experiments.estimate import duration, estimate
@@ -60,7 +63,7 @@ class Session:
     def config(self) -> Config:
         return self.experiment.config
 
-    @property
+    @cached_property
     def store(self) -> Store:
         return Store(self.config.store)
 
@@ -118,11 +121,12 @@ def run(session: Session) -> int:
     _set_aside_damaged(session, cells)
     missing = engine.share(cells.missing(store))
     _announce(session, cells, missing, engine)
-    failed = _generate(session, missing, engine) if missing else 0
+    worker = _worker(session, engine)
+    failed = _generate(session, missing, engine, worker) if missing else 0
     if engine.partial:
         session.console.print(f"shard {config.shard} is done; a run without shard reports")
         return 1 if failed else 0
-    _time(session, cells, engine)
+    _time(session, cells, worker)
     if config.metric:
         _score(session, cells)
         _report(session, cells, show_tables=True)
@@ -164,7 +168,7 @@ def verify(session: Session) -> int:
     store, problems = session.store, 0
     for problem in store.verify():
         problems += 1
-        session.console.print(str(problem), markup=False, soft_wrap=True)
+        session.console.print(str(problem))
         store.quarantine(problem.path)
     if problems:
         session.console.print(f"{problems} altered, moved to {store.root / 'quarantine'}")
@@ -177,7 +181,7 @@ def verify(session: Session) -> int:
 
 def show_doctor(session: Session) -> int:
     findings = list(doctor.examine(session.config))
-    marks = {True: "[green]ok[/]", False: "[red]no[/]", None: ""}
+    marks = {True: Text("ok", "green"), False: Text("no", "red"), None: Text()}
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         table.add_row(finding.name, marks[finding.ok], finding.detail)
@@ -232,11 +236,11 @@ def _set_aside_damaged(session: Session, cells: Plan) -> None:
     for cell in cells.stored(store):
         if damage := store.damage(cell.key):
             folder = store.sample_dir(cell.key)
-            session.console.print(f"{folder}: {damage}; made again", markup=False, soft_wrap=True)
+            session.console.print(f"{folder}: {damage}; made again")
             store.quarantine(folder)
 
 
-def _announce(session: Session, cells: Plan, missing: Sequence, engine: Engine) -> None:
+def _announce(session: Session, cells: Plan, missing: Sequence[Cell], engine: Engine) -> None:
     total = len(cells.cells)
     stored = total - len(cells.missing(session.store))
     line = f"{session.config.name}: {total} videos, "
@@ -246,31 +250,28 @@ def _announce(session: Session, cells: Plan, missing: Sequence, engine: Engine) 
         seconds = estimate(missing, cells.stored(session.store), session.store)
         line += f"{stored} cached, {len(missing)} to make, "
         line += f"about {duration(seconds / engine.workers)}" if seconds else "time unknown yet"
-    session.console.print(line, highlight=False)
+    session.console.print(line)
 
 
-def _generate(session: Session, missing: Sequence, engine: Engine) -> int:
+def _generate(session: Session, missing: Sequence[Cell], engine: Engine, worker: Worker) -> int:
     """Make the missing cells; returns how many failed."""
     session.store.require_writable()
-    worker, failed = _worker(session, engine), 0
+    failed = 0
     outcomes = engine.generate(missing, worker)
     for outcome in session.track(outcomes, len(missing), "generate"):
         if outcome.error:
             failed += 1
             message = f"failed: {outcome.label}: {outcome.error}"
-            session.console.print(message, markup=False, soft_wrap=True)
+            session.console.print(message)
     if failed:
         folder = session.store.root / "failures"
-        session.console.print(f"{failed} of {len(missing)} failed, see {folder}", soft_wrap=True)
+        session.console.print(f"{failed} of {len(missing)} failed, see {folder}")
     return failed
 
 
-def _time(session: Session, cells: Plan, engine: Engine) -> None:
-    if not session.config.timing.repeats:
-        return
+def _time(session: Session, cells: Plan, worker: Worker) -> None:
     from experiments import provenance, timing
 
-    worker = _worker(session, engine)
     runs = timing.untimed(cells, session.store, session.config.timing, provenance.machine().name)
     if runs:
         session.store.require_writable()
@@ -298,7 +299,7 @@ def _score(session: Session, cells: Plan) -> None:
             cells, session.store, metrics, lambda done, total: bar.update(task, completed=done)
         )
     for warning in caught:
-        session.console.print(f"warning: {warning.message}", markup=False, soft_wrap=True)
+        session.console.print(f"warning: {warning.message}")
 
 
 def _report(session: Session, cells: Plan, show_tables: bool) -> None:
@@ -306,20 +307,20 @@ def _report(session: Session, cells: Plan, show_tables: bool) -> None:
     from analysis.tables import terminal
 
     out_dir = session.config.out_dir
-    try:
-        analysis = analyse(session.config, cells, session.store, out_dir)
-    except ValueError as error:
-        raise UserError(one_line(error)) from error
+    if not cells.stored(session.store):
+        raise UserError(f"none of the {len(cells.cells)} videos is stored; `run` makes them")
+    analysis = analyse(session.config, cells, session.store, out_dir)
     if show_tables:
         for results in analysis.results:
             session.console.print(terminal(results))
-    session.console.print(f"{out_dir / 'index.html'}", soft_wrap=True)
+    session.console.print(str(out_dir / "index.html"))
 
 
 def _console() -> Console:
     """As wide as the terminal, or wide enough for a table where the output is a file."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    return Console(
+        width=None if sys.stdout.isatty() else 160, markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -172,7 +172,7 @@ def _hydra(config_dir: str | None) -> Iterator[list[str]]:
 
 
 def _expand(overrides: Sequence[str], multirun: bool, search: list[str]) -> Experiment:
-    fixed, sweep = _split(OverridesParser.create().parse_overrides(list(overrides)), multirun)
+    fixed, sweep = _split([_parse(override) for override in overrides], multirun)
     chosen = [f"{key}={_choice(value)}" for key, value in fixed.items() if key in GROUPS]
     root = compose("config", chosen + search)
     _apply(root, {key: value for key, value in fixed.items() if key not in GROUPS})
@@ -180,7 +180,7 @@ def _expand(overrides: Sequence[str], multirun: bool, search: list[str]) -> Expe
     entries = [entry | sweep for entry in grid]
     _refuse_hidden(fixed, entries)
     points = [point for entry in entries for point in _points(entry)]
-    expander = _Expander(root, fixed, _nodes([*points, reference or {}], search))
+    expander = _Expander(root, _of_method(fixed), _nodes([*points, reference or {}], search))
     settings = tuple(expander.setting(point, reference) for point in points)
     return Experiment(_typed(root), settings)
 
@@ -188,8 +188,9 @@ def _expand(overrides: Sequence[str], multirun: bool, search: list[str]) -> Expe
 class _Expander:
     """Settings from the points of a grid, each composed once."""
 
-    def __init__(self, root: DictConfig, fixed: Values, nodes: Mapping[tuple[str, str], Any]):
-        self._root, self._fixed, self._nodes = root, fixed, nodes
+    def __init__(self, root: DictConfig, named: Values, nodes: Mapping[tuple[str, str], Any]):
+        """`named`: what labels tell beside the point's own values."""
+        self._root, self._named, self._nodes = root, named, nodes
         self._settings: dict[str, Setting] = {}
 
     def setting(self, point: Values, reference: Values | None) -> Setting:
@@ -206,7 +207,7 @@ class _Expander:
                 config[group] = self._nodes[group, point[group]]
             _apply(config, {key: value for key, value in point.items() if key not in SWEPT})
             typed = _typed(config)
-            label = typed.label or _default_label(typed, _over(self._fixed, point))
+            label = typed.label or _default_label(typed, _over(self._named, point))
             self._settings[signature] = Setting(label, typed)
         return self._settings[signature]
 
@@ -226,7 +227,7 @@ def _cut(root: DictConfig) -> tuple[list[Values], Values | None]:
     with open_dict(root):
         del root["grid"], root["reference"]
     grid, reference = written["grid"], written["reference"]
-    if not isinstance(grid, list) or not all(isinstance(entry, dict) for entry in grid):
+    if not (isinstance(grid, list) and grid and all(isinstance(entry, dict) for entry in grid)):
         raise UserError(f"grid={grid}: not a list of mappings from keys to values")
     if not isinstance(reference, dict | None):
         raise UserError(f"reference={reference}: not a mapping from keys to values, nor null")
@@ -240,6 +241,13 @@ def _choice(value: Any) -> str:
     if not isinstance(value, str):
         raise UserError(f"{value!r}: not the name of a configuration file")
     return value
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise UserError(f"{text[:60]!r}: not key=value; quote what has blanks or commas") from error
 
 
 def _split(overrides: Sequence[Override], multirun: bool) -> tuple[Values, Values]:
@@ -278,6 +286,10 @@ def _over(values: Values, point: Values) -> Values:
     return {key: value for key, value in values.items() if not key.startswith(chosen)} | point
 
 
+def _of_method(values: Values) -> Values:
+    return {key: value for key, value in values.items() if key.split(".")[0] == "method"}
+
+
 def _refuse_hidden(fixed: Values, entries: Sequence[Values]) -> None:
     """A value that every setting of the grid replaces would have no effect."""
     for key, value in fixed.items():
@@ -305,12 +317,16 @@ def _typed(config: DictConfig) -> Config:
     """Check types, resolve interpolations, refuse missing values."""
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: missing, say {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        message = str(error).splitlines()[0]
-        raise UserError(f"{error.full_key}: {message}" if error.full_key else message) from error
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except OmegaConfBaseException as error:
+        key, reason = error.full_key, str(error).splitlines()[0]
+        where = f"{key}={OmegaConf.select(config, key)}: " if key else ""
+        raise UserError(f"{where}{reason}") from error
 
 
 def _default_label(config: Config, values: Values) -> str:

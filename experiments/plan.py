@@ -67,6 +67,8 @@ def plan(experiment: Experiment) -> Plan:
                 references[target.key] = place, target
                 cell = replace(cell, reference_key=target.key)
             cells[cell.key] = place, cell
+    if not cells:
+        raise UserError("nothing to make: tasks and seeds need one entry or more")
     ordered = sorted((references | cells).values(), key=itemgetter(0))
     return Plan(tuple(cell for _, cell in ordered))
 
@@ -120,7 +122,9 @@ class _Source:
         prompts: Sequence[Prompt],
     ):
         self._setting, self._model, self._method, self._identity = setting, model, method, identity
-        self._prompts = prompts[: setting.config.limit]
+        limit = setting.config.limit
+        _require(limit is None or limit > 0, "limit", limit, "a number from 1, or null")
+        self._prompts = prompts[:limit]
         self._cells: dict[Place, Cell] = {}
         _require_prompts(self._prompts)
 
@@ -149,7 +153,7 @@ class _Source:
 
 def _require_prompts(prompts: Sequence[Prompt]) -> None:
     if not prompts:
-        raise UserError("prompts: there are none, see limit and prompts.count")
+        raise UserError("prompts: there are none")
     for id, count in Counter(prompt.id for prompt in prompts).items():
         if count > 1:
             raise UserError(f"prompts: {count} have the id {id!r}")
