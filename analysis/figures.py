@@ -128,6 +128,7 @@ def sweep(rows: pd.DataFrame, metrics: Sequence[Metric]) -> Figure:
     axes[-1].set_ylabel("Runtime (s)")
     axes[-1].set_ylim(bottom=0)
     for ax in axes:
+        ax.locator_params(axis="x", nbins=6)
         ax.set_xlabel(f"{rows['method'].iloc[0]} {rows['parameter'].iloc[0]}")
     _legend(figure, tasks)
     _freeze(figure)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,18 @@ def score(
         if reason := metric.unavailable():
             warnings.warn(reason, stacklevel=2)
     usable = available(metrics)
+    refused: dict[str, list[str]] = defaultdict(list)  # metric -> errors
     # the plan keeps a prompt's settings together: two are its current video and its reference
     load = lru_cache(maxsize=2)(lambda key: _Decoded(store.sample(key)))
     for done, cell in enumerate(plan.cells, start=1):
         if store.has(cell.key):
-            _score_cell(cell, store, usable, load)
+            for metric, error in _score_cell(cell, store, usable, load):
+                refused[metric].append(error)
         if progress:
             progress(done, len(plan.cells))
+    for metric, errors in refused.items():
+        message = f"metric {metric} could not judge {len(errors)} videos, the first: {errors[0]}"
+        warnings.warn(message, stacklevel=2)
 
 
 def available(metrics: Iterable[Metric]) -> list[Metric]:
@@ -73,7 +79,8 @@ class _Decoded:
 
 def _score_cell(
     cell: Cell, store: Store, metrics: Sequence[Metric], load: Callable[[str], _Decoded]
-) -> None:
+) -> Iterator[tuple[str, str]]:
+    """Writes what is missing; yields (metric, error) for what cannot be judged."""
     scores = store.scores(cell.key)
     for metric in metrics:
         identity = _identity(cell, metric)
@@ -85,6 +92,8 @@ def _score_cell(
         if stored_values(cell, metric, scores) is None:
             values, error = _evaluate(metric, cell.key, reference_key, load)
             store.write_score(cell.key, **identity, values=values, error=error)
+            if error is not None:
+                yield metric.name, error
 
 
 def _evaluate(

@@ -78,7 +78,7 @@ def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: s
                 Entry(number(about["runtime_s"])),
                 Entry(percent(about["runtime"])),
                 *(
-                    Entry(interval(_estimate(cells, metric.name)), label == best[metric.name])
+                    Entry(_quality(cells, metric, about["prompts"]), label == best[metric.name])
                     for metric in metrics
                 ),
             )
@@ -223,10 +223,17 @@ def _best(view: pd.DataFrame, metric: Metric) -> str | None:
     return means.idxmax() if metric.higher_is_better else means.idxmin()
 
 
+def _quality(cells: pd.DataFrame, metric: Metric, prompts: int) -> str:
+    """Mean and interval, with the number of prompts where some have no score."""
+    estimate = _estimate(cells, metric.name)
+    count = f" (n={estimate.n})" if 0 < estimate.n < prompts else ""
+    return interval(estimate) + count
+
+
 def _estimate(cells: pd.DataFrame, metric: str, prefix: str = "mean") -> Estimate:
     """Read back what `summary` wrote; missing where the setting has no such row."""
     if metric not in cells.index:
         return Estimate(math.nan, math.nan, math.nan, 0)
     row = cells.loc[metric]
     bounds = ("low", "high", "n") if prefix == "mean" else ("gain_low", "gain_high", "gain_n")
-    return Estimate(row[prefix], *(row[name] for name in bounds))
+    return Estimate(*(row[name] for name in (prefix, *bounds)))

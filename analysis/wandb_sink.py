@@ -84,7 +84,7 @@ class WandbSink:
             name: of the experiment, the runs' group.
             frame, summary: of `frame.tidy` and `summary.summarise`.
         """
-        logged = Path(out_dir) / "wandb" / "logged"
+        logged = Path(out_dir) / "wandb" / "logged" / self.mode
         logged.mkdir(parents=True, exist_ok=True)
         new = []
         for content in contents(frame, summary, store, self.previews):
@@ -120,6 +120,7 @@ class WandbSink:
             settings=settings,
         ) as run:
             run.log(content.metrics | {"videos": _table(content.table)} | _videos(content.previews))
+        wandb.teardown()  # finishing a run leaves it in the service's memory; only this writes it
 
 
 def contents(

@@ -84,7 +84,8 @@ function player(data) {
   const canvas = document.createElement("canvas");
   const caption = document.createElement("figcaption");
   const name = Object.assign(document.createElement("b"), { textContent: data.label });
-  caption.append(name, data.caption.join(" \u00b7 "));
+  caption.append(name, ...data.caption.map((text) =>
+    Object.assign(document.createElement("span"), { textContent: text })));
   screen.append(video, canvas);
   figure.append(screen, caption);
   const groups = data.allocation && bytes(data.allocation.data);

@@ -86,7 +86,9 @@ def test_another_version_or_parameter_is_another_score(small, changed: Metric) -
 
 def test_a_video_that_cannot_be_judged_is_missing_and_tried_again(small) -> None:
     plan, store = small
-    score(plan, store, [Brightness(refuse="moves")])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="brightness could not judge 7 videos.*cannot judge"):
+            score(plan, store, [Brightness(refuse="moves")])
     (record,) = store.scores(plan.cells[0].key)
     assert record["values"] is None and record["error"] == "cannot judge moves"
     frame = tidy(plan, store, [Brightness(refuse="moves")])

@@ -142,6 +142,16 @@ def test_missing_quality_is_shown_as_missing(summary) -> None:
     assert reference[psnr] == Entry("\N{EN DASH}")
 
 
+def test_fewer_scores_than_prompts_are_told() -> None:
+    frame = synthetic.frame(("t2v",))
+    gone = (frame["label"] == "HSA-25") & (frame["metric"] == "psnr") & (frame["prompt_id"] == "p3")
+    partial = frame.assign(value=frame["value"].mask(gone))
+    made = summarise(partial, synthetic.runtimes(("t2v",)), synthetic.METRICS)
+    table = tables.results(made, synthetic.METRICS, "t2v")
+    psnr = {row[0].text: row[6].text for row in table.rows}
+    assert psnr["HSA-25"].endswith("(n=11)") and "n=" not in psnr["HSA-50"]
+
+
 def test_gains_leave_the_baseline_out(summary) -> None:
     table = tables.gains(summary, synthetic.METRICS, "i2v", BASELINE)
     labels = [row[0].text for row in table.rows]
