@@ -1,10 +1,10 @@
 """Trains the embedded model from scratch: first single frames, then whole videos.
 
     two CPU cores:  torchrun --nproc-per-node 2 -m experiments.embedded.train
-    one GPU:        python -m experiments.embedded.train batch=64 images=1024
+    one GPU:        python -m experiments.embedded.train batch.videos=64 batch.images=1024
 
 Settings are those of conf/embedded_training.yaml. Flow matching: x_t = (1 - s) x_0 + s noise, the
-target is noise - x_0. A quarter of the video steps are image-to-video the TI2V way: the first
+target is noise - x_0. A share of the video steps is image-to-video the TI2V way: the first
 latent frame is clean, at timestep 0, and outside the loss. A run that was stopped goes on from its
 last checkpoint.
 """
@@ -41,52 +41,54 @@ from experiments.provenance import machine
 
 
 class Batches:
-    """Endless random batches of rendered videos, as latents with their captions' features."""
+    """Random batches of rendered videos, as noisy latents; a step's is always the same."""
 
     def __init__(self, basis: PatchBasis, features: torch.Tensor, cfg: DictConfig, rank: int):
         self.basis, self.features, self.cfg, self.rank = basis, features, cfg, rank
         self.captions = split("train")
 
     def draw(self, step: int) -> dict[str, torch.Tensor]:
-        """Latents (B, 16, F, 16, 16), loss weights (B, 1, F, 16, 16) and text (B, L, D) of a step.
+        """What the model sees of a step, and what it should say.
 
-        The last row of `features` is the empty caption's, drawn for `caption_dropout` of the rows.
+        Returns:
+            latents and noise (B, 16, F, 16, 16); sigma (B,); weights (B, 1, F, 16, 16) of the
+            loss; text (B, L, D), of the empty caption for `caption_dropout` of the rows; and
+            whether the first frame is given.
         """
-        images = step < self.cfg.image_steps
-        rng = np.random.default_rng([self.cfg.seed, self.rank, step])
+        cfg = self.cfg
+        kind = "images" if step < cfg.image_steps else "videos"
+        rng = np.random.default_rng([cfg.seed, self.rank, step])
         latents, masks, rows = [], [], []
-        for _ in range(self.cfg.images if images else self.cfg.batch):
+        for _ in range(cfg.batch[kind]):
             row = int(rng.integers(len(self.captions)))
-            times = [int(rng.integers(NUM_FRAMES))] if images else range(NUM_FRAMES)
+            times = [int(rng.integers(NUM_FRAMES))] if kind == "images" else range(NUM_FRAMES)
             frames, mask = render(self.captions[row], rng, times)
             latents.append(self.basis.encode(to_pixels(frames)).transpose(0, 1))
             masks.append(torch.from_numpy(mask))
-            rows.append(-1 if rng.random() < self.cfg.caption_dropout else row)
+            rows.append(-1 if rng.random() < cfg.caption_dropout else row)
+        clean = torch.stack(latents)
         near = F.max_pool2d(F.avg_pool2d(torch.stack(masks), 4), 3, stride=1, padding=1)
+        base = 1 / (1 + np.exp(-cfg.sigma_spread * rng.standard_normal(len(clean))))
+        shift = cfg.sigma_shift[kind]
+        sigma = shift * base / (1 + (shift - 1) * base)
         return {
-            "latents": torch.stack(latents),
-            "weights": (1 + (self.cfg.object_weight - 1) * near)[:, None],
+            "latents": clean,
+            "noise": torch.from_numpy(rng.standard_normal(clean.shape, np.float32)),
+            "sigma": torch.from_numpy(sigma).float(),
+            "weights": (1 + (cfg.object_weight - 1) * near)[:, None],
             "text": self.features[rows],
-            "sigma_shift": torch.tensor(self.cfg.sigma_shift["images" if images else "videos"]),
-            "image_to_video": torch.tensor(not images and rng.random() < self.cfg.i2v_share),
+            "given": torch.tensor(kind == "videos" and rng.random() < cfg.i2v_share),
         }
 
 
-def loss_of(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], cfg: DictConfig
-) -> torch.Tensor:
-    """Weighted mean squared error of the velocity, at one random sigma a video."""
-    clean, weights = batch["latents"], batch["weights"]
-    base = torch.sigmoid(cfg.sigma_spread * torch.randn(len(clean), device=clean.device))
-    shift = batch["sigma_shift"]
-    sigma = shift * base / (1 + (shift - 1) * base)
-    noise = torch.randn_like(clean)
-    mix = sigma[:, None, None, None, None]
-    noisy = (1 - mix) * clean + mix * noise
-    timestep = 1000 * sigma
-    if batch["image_to_video"]:
+def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Weighted mean squared error of the velocity."""
+    clean, noise, weights = batch["latents"], batch["noise"], batch["weights"]
+    sigma = batch["sigma"][:, None, None, None, None]
+    noisy = (1 - sigma) * clean + sigma * noise
+    timestep = 1000 * batch["sigma"]
+    if batch["given"]:
         noisy[:, :, 0] = clean[:, :, 0]
-        weights = weights.clone()
         weights[:, :, 0] = 0
         tokens_a_frame = clean.shape[-1] * clean.shape[-2] // 4
         timestep = timestep[:, None].repeat(1, clean.shape[2] * tokens_a_frame)
@@ -153,12 +155,11 @@ def train_transformer(pipe: WanPipeline, basis: PatchBasis, cfg: DictConfig, out
     checkpoint = Checkpoint(out / "checkpoint.pt", transformer, average, optims)
     start, seconds = checkpoint.restore(device)
     model = torch.nn.parallel.DistributedDataParallel(transformer) if world > 1 else transformer
-    torch.manual_seed(cfg.seed + 1000 * rank + start)
     began, running = time.time() - seconds, None
     for step in range(start, cfg.steps):
         batch = {name: value.to(device) for name, value in batches.draw(step).items()}
         with _attention(device):
-            loss = loss_of(model, batch, cfg)
+            loss = loss_of(model, batch)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
         for optim in optims:
