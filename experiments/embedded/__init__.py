@@ -51,10 +51,10 @@ def load(path: str | None = None, dtype: str = "float32") -> Model:
     folder = _folder(path)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise ValueError(f"model.dtype={dtype!r}: choose float32, bfloat16 or float16")
-    t2v = WanPipeline.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True)
-    t2v.vae.to(torch.float32)
+    dtypes = {"transformer": getattr(torch, dtype), "default": torch.float32}
+    t2v = WanPipeline.from_pretrained(folder, dtype=dtypes, local_files_only=True)
     t2v.to("cuda" if torch.cuda.is_available() else "cpu")
-    i2v = WanImageToVideoPipeline.from_pipe(t2v, expand_timesteps=True)
+    i2v = WanImageToVideoPipeline(**t2v.components, expand_timesteps=True)
     for pipe in (t2v, i2v):
         pipe.set_progress_bar_config(disable=True)
     return Model(name="embedded", pipelines={"t2v": t2v, "i2v": i2v})
