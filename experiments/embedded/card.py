@@ -21,9 +21,10 @@ from rich.progress import track
 from experiments.config import load_experiment
 from experiments.embedded import WEIGHTS, classify, load
 from experiments.embedded.videos import CAPTIONS, NUM_FRAMES, render, split
-from experiments.execute import sample
+from experiments.execute import Worker
 from experiments.models import Model
 from experiments.plan import plan
+from experiments.store import Store
 
 STEPS = (40, 10)
 TOKEN = 8  # pixels a side
@@ -67,13 +68,12 @@ def write_card(folder: Path, training: Mapping[str, Any] | None = None) -> None:
     record = folder / "training.yaml"
     if training is not None:
         OmegaConf.save(OmegaConf.create(dict(training)), record)
-    model = load(str(folder))
-    pairs = _pairs(model, folder)
+    pairs = _pairs(folder)
     for task, found in pairs.items():
         _contact_sheet(found[:8]).save(folder / f"{task}.png")
     _difficulty_map(pairs["t2v"][:6]).save(folder / "difficulty.png")
     settings = record.read_text().strip() if record.exists() else "not recorded"
-    (folder / "README.md").write_text(_card(pairs, vae_psnr(model), settings))
+    (folder / "README.md").write_text(_card(pairs, vae_psnr(load(str(folder))), settings))
 
 
 def vae_psnr(model: Model, count: int = 64) -> float:
@@ -90,21 +90,29 @@ def vae_psnr(model: Model, count: int = 64) -> float:
     return float(np.mean(values))
 
 
-def _pairs(model: Model, folder: Path) -> dict[str, list[Pair]]:
-    """The pairs of each task, made by conf/experiment/embedded_quality.yaml."""
+def _pairs(folder: Path) -> dict[str, list[Pair]]:
+    """The pairs of each task: the videos of conf/experiment/embedded_quality.yaml, from its store.
+
+    Videos that are not stored yet are made.
+    """
     experiment = load_experiment(["experiment=embedded_quality", f"model.path={folder}"])
     groups = plan(experiment).by_setting()
-    tasks = experiment.config.tasks
-    found: dict[str, list[Pair]] = {task: [] for task in tasks}
-    for task in tasks:
-        cells = list(zip(*(group for (t, _), group in groups.items() if t == task), strict=True))
-        for pair in track(cells, f"measure {task}"):
-            made = [sample(model, cell) for cell in pair]
+    store = Store(experiment.config.store)
+    worker = Worker(store)
+    found: dict[str, list[Pair]] = {}
+    for task in experiment.config.tasks:
+        cells = zip(*(group for (t, _), group in groups.items() if t == task), strict=True)
+        found[task] = []
+        for pair in track(list(cells), f"measure {task}"):
+            for cell in pair:
+                if error := worker.make(cell).error:
+                    raise RuntimeError(f"{cell.label}: {error}")
+            samples = [store.sample(cell.key) for cell in pair]
             found[task].append(
                 Pair(
                     pair[0].inputs["request"]["meta"],
-                    tuple((video.output * 255).round().astype(np.uint8) for video in made),
-                    tuple(video.watch.latents[0].float().cpu().numpy() for video in made),
+                    tuple(sample.frames() for sample in samples),
+                    tuple(sample.latents() for sample in samples),
                 )
             )
     return found
