@@ -255,12 +255,13 @@ def main(cfg: DictConfig) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         train_decoder(pipe.vae.to(_device()), basis, cfg)
         pipe.to("cpu", torch.bfloat16).save_pretrained(out / "weights")
-        settings = OmegaConf.to_container(cfg)
-        settings |= {
+        settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, cfg.keys() - {"out"}))
+        cost = {
             "processes": int(os.environ.get("WORLD_SIZE", 1)),
             "hardware": machine().device,
+            "hours": round(seconds / 3600, 2),
         }
-        write_card(out / "weights", settings | {"hours": round(seconds / 3600, 2)})
+        write_card(out / "weights", settings | cost)
     if distribute:
         distributed.destroy_process_group()
 
