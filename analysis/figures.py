@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from analysis.labels import around, place
 from analysis.metrics.base import Metric
 from analysis.pareto import front
+from analysis.summary import select
 from analysis.tables import heading
 
 WIDTH = 7.0  # inches: both columns of a page
@@ -136,7 +137,7 @@ def sweep(rows: pd.DataFrame, metrics: Sequence[Metric]) -> Figure:
 
 
 def _measured(summary: pd.DataFrame, metric: Metric, task: str) -> pd.DataFrame:
-    view = summary[(summary["task"] == task) & (summary["metric"] == metric.name)]
+    view = select(summary, task, metric)
     return view.dropna(subset=["mean", "runtime_s"]).reset_index(drop=True)
 
 
@@ -244,7 +245,8 @@ def _legend(figure: Figure, looks: Mapping[str, Look]) -> None:
         Line2D([], [], color=look.colour, marker=look.marker, mew=0, label=name.replace("_", " "))
         for name, look in looks.items()
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 6))
+    columns = min(len(handles), int(figure.get_figwidth() / 1.15))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
 def _freeze(figure: Figure) -> None:

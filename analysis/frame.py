@@ -1,4 +1,4 @@
-"""The store as one tidy table, and the runtime of every setting. See the column lists below."""
+"""The store as one tidy table, and the measured runtime of every setting."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from analysis.frame import Runtimes, runtimes, tidy
 from analysis.metrics.base import Metric
 from analysis.score import available
 from analysis.summary import BASELINE, summarise
-from analysis.tables import Table
+from analysis.tables import MISSING, Table
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -112,6 +112,7 @@ def _note(frame: pd.DataFrame, measured: Runtimes, unavailable: Sequence[str]) -
         f"Runtime: median of the denoising loop, measured on {measured.machine}."
         if measured.machine
         else "Runtime was not measured.",
+        f"{MISSING}: not measured; fidelity of the reference to itself is no measurement.",
     ]
     if unavailable:
         parts.append(f"Not available on this machine: {', '.join(unavailable)}.")

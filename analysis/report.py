@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,23 +75,17 @@ def videos(
     The first prompts of each task that fit into VIDEO_BYTES, with all of their settings; the
     first seed stands for a prompt.
     """
-    cells = frame.drop_duplicates(["task", "prompt_id", "label"]).sort_values(
-        ["task", "prompt_id"], key=_first_seen, kind="stable"
-    )
+    cells = frame.drop_duplicates(["task", "prompt_id", "label"])
     relative = summary.drop_duplicates(["task", "label"]).set_index(["task", "label"])["runtime"]
     scores = frame.set_index(["key", "metric"])["value"]
     shown = []
-    for _, prompts in groupby(_by_prompt(cells), key=lambda prompt: prompt["task"].iloc[0]):
-        spent = 0
-        for i, prompt in enumerate(prompts):
-            samples = [store.sample(key) for key in prompt["key"]]
-            spent += sum(_preview(sample).stat().st_size for sample in samples)
-            if i == MAX_PROMPTS or (i > 0 and spent > VIDEO_BYTES):
-                break
-            for sample, (_, cell) in zip(samples, prompt.iterrows(), strict=True):
-                caption = [percent(relative[cell["task"], cell["label"]]) + " runtime"]
-                caption += _scores(scores, cell["key"], metrics)
-                shown.append(_video(sample, cell["label"], caption))
+    for task, prompts in cells.groupby("task", sort=False):
+        for sample, label in _fitting(prompts, store):
+            caption = [
+                f"{percent(relative[task, label])} runtime",
+                *_scores(scores, sample.key, metrics),
+            ]
+            shown.append(_video(sample, label, caption))
     return shown
 
 
@@ -104,13 +98,15 @@ def opening(summary: pd.DataFrame, target: float = TARGET) -> list[str]:
     return list(settings.loc[chosen, "label"])
 
 
-def _by_prompt(cells: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    for _, prompt in cells.groupby(["task", "prompt_id"], sort=False):
-        yield prompt
-
-
-def _first_seen(column: pd.Series) -> np.ndarray:
-    return pd.factorize(column)[0]
+def _fitting(cells: pd.DataFrame, store: Store) -> Iterator[tuple[Sample, str]]:
+    """Samples and labels of the first prompts whose previews fit, of one prompt in any case."""
+    spent = 0
+    for i, (_, prompt) in enumerate(cells.groupby("prompt_id", sort=False)):
+        samples = [store.sample(key) for key in prompt["key"]]
+        spent += sum(_preview(sample).stat().st_size for sample in samples)
+        if i == MAX_PROMPTS or (i > 0 and spent > VIDEO_BYTES):
+            return
+        yield from zip(samples, prompt["label"], strict=True)
 
 
 def _scores(scores: pd.Series, key: str, metrics: Sequence[Metric]) -> list[str]:
@@ -134,7 +130,7 @@ def _video(sample: Sample, label: str, caption: Sequence[str]) -> dict[str, Any]
     }
 
 
-def _preview(sample: Sample) -> Any:
+def _preview(sample: Sample) -> Path:
     return sample.path / "preview.mp4"
 
 

@@ -63,8 +63,8 @@ def at_runtime(
 
     The curve runs through the settings on the method's own Pareto front of mean quality, linear
     between neighbours for every prompt by itself; past the last of them the best setting holds,
-    since a slower setting need not be used. Every method is read off this way, so none gains
-    from having more settings than another. Nothing is extrapolated.
+    since a slower setting need not be used. The same rule holds for every method, flow matching
+    too. Nothing is extrapolated.
 
     Args:
         runtime: (K,) measured runtime of each setting, NaN where it was not measured.

@@ -28,7 +28,7 @@ def summarise(
     where lower is.
     """
     settings = _settings(frame, runtimes)
-    higher = directions(metrics)
+    higher = {metric.name: metric.higher_is_better for metric in metrics}
     rows = []
     for (task, metric), quality in per_prompt(frame).groupby(["task", "metric"], sort=False):
         quality = quality.droplevel(["task", "metric"])
@@ -41,7 +41,7 @@ def summarise(
                     about.loc[fm, "runtime_s"].to_numpy(),
                     quality.loc[fm].to_numpy().T,
                     about.loc[label, "runtime_s"],
-                    higher[headline(metric)],
+                    higher[metric.split(".")[0]],  # parts of a metric go its way
                 )
                 gain = paired(values.to_numpy(), baseline, seed)
             rows.append(
@@ -52,14 +52,9 @@ def summarise(
     return pd.DataFrame(rows)
 
 
-def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
-    """metric name -> higher is better."""
-    return {metric.name: metric.higher_is_better for metric in metrics}
-
-
-def headline(metric: str) -> str:
-    """ "prompt_adherence.colour" -> "prompt_adherence"."""
-    return metric.split(".")[0]
+def select(summary: pd.DataFrame, task: str, metric: Metric) -> pd.DataFrame:
+    """The settings' rows for one task and metric."""
+    return summary[(summary["task"] == task) & (summary["metric"] == metric.name)]
 
 
 def _settings(frame: pd.DataFrame, runtimes: Runtimes) -> pd.DataFrame:

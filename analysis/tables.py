@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis.metrics.base import Metric
 from analysis.stats import Estimate
+from analysis.summary import select
 
 if TYPE_CHECKING:
     import rich.table
@@ -65,7 +66,7 @@ def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: s
     in the others.
     """
     view = summary[summary["task"] == task]
-    best = {metric.name: _best(view, metric) for metric in metrics}
+    best = {metric.name: _best(select(summary, task, metric), metric) for metric in metrics}
     rows = []
     for label, lines in view.groupby("label", sort=False):
         about, cells = lines.iloc[0], lines.set_index("metric")
@@ -159,10 +160,17 @@ def latex(tables: Iterable[Table]) -> str:
 
 def terminal(table: Table) -> rich.table.Table:
     """The same for a rich console."""
+    import rich.box
     import rich.table
     from rich.text import Text
 
-    shown = rich.table.Table(title=table.title, caption=table.note or None)
+    shown = rich.table.Table(
+        title=table.title,
+        caption=table.note or None,
+        title_justify="left",
+        caption_justify="left",
+        box=rich.box.SIMPLE,
+    )
     for name, numeric in zip(table.header, table.numeric, strict=True):
         shown.add_column(name, justify="right" if numeric else "left")
     for row in table.rows:
@@ -215,9 +223,9 @@ def _pipes(text: str) -> str:
     return text.replace("|", r"\|")
 
 
-def _best(view: pd.DataFrame, metric: Metric) -> str | None:
+def _best(rows: pd.DataFrame, metric: Metric) -> str | None:
     """Label with the best mean; None where nothing was scored."""
-    means = view[view["metric"] == metric.name].set_index("label")["mean"].dropna()
+    means = rows.set_index("label")["mean"].dropna()
     if means.empty:
         return None
     return means.idxmax() if metric.higher_is_better else means.idxmin()

@@ -79,4 +79,6 @@ def main(trunk: str, output: str = DEFAULT_WEIGHTS) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python -m analysis.metrics.alexnet <alexnet.pth> [<output.safetensors>]")
     main(*sys.argv[1:])
