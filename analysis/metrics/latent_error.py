@@ -12,7 +12,10 @@ from analysis.metrics.base import Metric, Sample
 
 @dataclass(frozen=True)
 class LatentError(Metric):
-    """|x - r|_2 / |r|_2 over all latents x of the video and r of the reference."""
+    """|x - r|_2 / |r|_2 over the latents x of the video and r of the reference.
+
+    Image-to-video counts without the first latent frame: it is given.
+    """
 
     name: ClassVar[str] = "latent_error"
     title: ClassVar[str] = "Latent error"
@@ -26,5 +29,7 @@ class LatentError(Metric):
         latents, target = np.asarray(sample.latents()), np.asarray(reference.latents())
         if latents.shape != target.shape:
             raise ValueError(f"latents {latents.shape} and reference {target.shape} differ")
+        if sample.record["request"]["task"] == "i2v":
+            latents, target = latents[:, 1:], target[:, 1:]
         error = np.linalg.norm((latents - target).astype(np.float64))
         return {self.name: float(error / np.linalg.norm(target.astype(np.float64)))}

@@ -30,7 +30,7 @@ YAMLS = sorted((Path(conf.__file__).parent / "metric").glob("*.yaml"))
 class Video:
     pixels: np.ndarray | None = None
     last: np.ndarray | None = None
-    record: dict = field(default_factory=lambda: {"request": {"meta": {}}})
+    record: dict = field(default_factory=lambda: {"request": {"task": "t2v", "meta": {}}})
 
     def frames(self) -> np.ndarray:
         return self.pixels
@@ -105,6 +105,14 @@ def test_latent_error_is_relative() -> None:
     video = Video(last=np.full((4, 3, 2, 2), 2.5, np.float32))
     assert LatentError()(video, target)["latent_error"] == pytest.approx(0.25)
     assert LatentError()(target, target)["latent_error"] == 0
+
+
+def test_latent_error_of_image_to_video_leaves_the_given_frame_out() -> None:
+    target = np.full((4, 3, 2, 2), 2.0, np.float32)
+    latents = target + 0.5
+    latents[:, 0] = 100
+    video = Video(last=latents, record={"request": {"task": "i2v"}})
+    assert LatentError()(video, Video(last=target))["latent_error"] == pytest.approx(0.25)
 
 
 def test_prompt_adherence_reads_the_caption_off_the_pixels() -> None:
