@@ -21,8 +21,9 @@ class Sample(Protocol):
     def frames(self) -> np.ndarray:
         """uint8 (F, H, W, 3)."""
 
-    def latents(self) -> np.ndarray:
-        """float32 (C, F, H, W), the last latents before decoding."""
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """latents float32 (C, F, H, W); a token method's allocation int8 (F, h, w) of groups."""
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,16 @@ YAMLS = sorted((Path(conf.__file__).parent / "metric").glob("*.yaml"))
 class Video:
     pixels: np.ndarray | None = None
     last: np.ndarray | None = None
+    allocation: np.ndarray | None = None
     record: dict = field(default_factory=lambda: {"request": {"task": "t2v", "meta": {}}})
 
     def frames(self) -> np.ndarray:
         return self.pixels
 
-    def latents(self) -> np.ndarray:
-        return self.last
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        known = {"latents": self.last, "allocation": self.allocation}
+        return {name: array for name, array in known.items() if array is not None}
 
 
 def noisy_pair(seed: int = 0) -> tuple[Video, Video]:
@@ -105,6 +108,18 @@ def test_latent_error_is_relative() -> None:
     video = Video(last=np.full((4, 3, 2, 2), 2.5, np.float32))
     assert LatentError()(video, target)["latent_error"] == pytest.approx(0.25)
     assert LatentError()(target, target)["latent_error"] == 0
+
+
+def test_latent_error_tells_the_groups_of_tokens_apart() -> None:
+    target = np.full((4, 3, 4, 4), 2.0, np.float32)
+    latents = target.copy()
+    latents[:, :, :2, :2] += 0.5
+    allocation = np.ones((3, 2, 2), np.int8)
+    allocation[:, 0, 0] = 0
+    values = LatentError()(Video(last=latents, allocation=allocation), Video(last=target))
+    assert values["group_0"] == pytest.approx(0.25)
+    assert values["group_1"] == 0
+    assert values["latent_error"] == pytest.approx(0.125)
 
 
 def test_latent_error_of_image_to_video_leaves_the_given_frame_out() -> None:
