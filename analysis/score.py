@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from analysis.metrics.base import Metric
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from experiments.plan import Cell, Plan
     from experiments.store import Sample, Store
 
@@ -72,9 +74,13 @@ class _Decoded:
     """A stored video that is decoded once, however many metrics read it."""
 
     def __init__(self, sample: Sample):
+        self._sample = sample
         self.record = sample.record
         self.frames = cache(sample.frames)
-        self.latents = cache(sample.latents)
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        return self._sample.arrays
 
 
 def _score_cell(
