@@ -58,7 +58,7 @@ def test_methods_are_compared_at_the_measured_runtime_of_hsa(frame) -> None:
     assert found.lead["flow_matching"].mean == pytest.approx(row["gain"])
     assert found.lead["static_mask"].n == synthetic.PROMPTS
 
-    runtimes.table.loc[("t2v", "HSA-25"), "runtime_s"] *= 1.2  # 33 %: too far away
+    runtimes.table.loc[("t2v", "HSA-25"), "runtime_s"] *= 1.3  # 36 %: too far away
     found = compared(frame, summarise(frame, runtimes, synthetic.METRICS), 0.25)
     assert found.runtime == 0.25 and found.reached["hsa"].n == 0
 
