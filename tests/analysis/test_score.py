@@ -124,7 +124,7 @@ def test_the_frame_is_tidy(results) -> None:
     assert list(frame["label"].unique()) == [label for label, *_ in stored.SETTINGS]
     assert set(frame[frame["reference"]]["label"]) == {"FM T=40"}
     parts = {"prompt_adherence": ("colour", "shape", "direction", "background", "all")}
-    parts["latent_error"] = ("group_0",)  # of the HSA setting, the only one with an allocation
+    parts["latent_error"] = ("group_0", "group_1")  # of the settings with an allocation
     assert set(frame["metric"]) == {"psnr", *parts} | {
         f"{metric}.{part}" for metric, names in parts.items() for part in names
     }
