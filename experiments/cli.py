@@ -46,7 +46,7 @@ folder with groups of your own:
 
   hsa-bench run experiment=demo
   hsa-bench run method=teacache method.threshold=0.1 limit=2
-  hsa-bench run -m method=hsa method.thresholds=[0.1],[0.2],[0.3]
+  hsa-bench run -m method=hsa method.thresholds=[0.02],[0.03],[0.04]
 """
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 T = TypeVar("T")
