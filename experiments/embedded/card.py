@@ -20,6 +20,7 @@ from rich.progress import track
 
 from experiments.config import load_experiment
 from experiments.embedded import WEIGHTS, classify, load
+from experiments.embedded.build import to_pixels
 from experiments.embedded.videos import CAPTIONS, NUM_FRAMES, render, split
 from experiments.execute import Worker
 from experiments.models import Model
@@ -82,7 +83,7 @@ def vae_psnr(model: Model, count: int = 64) -> float:
     values = []
     for index, caption in enumerate(split("heldout")[:count]):
         frames, _ = render(caption, np.random.default_rng([11, index]))
-        pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].to(vae.device) / 127.5 - 1
+        pixels = to_pixels(frames).transpose(0, 1)[None].to(vae.device)
         with torch.no_grad():
             decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
         decoded = ((decoded[0].permute(1, 2, 3, 0).cpu() + 1) * 127.5).round().byte().numpy()
@@ -159,7 +160,7 @@ Trained by `python -m experiments.embedded.train`; measured, and this page writt
 ## Quality
 
 First {count} held-out captions, flow matching (Euler) with the model's own shift and guidance.
-*Right* is the share of videos in which pixel classifiers find what the caption says; *floor* the
+Shares are of videos in which pixel classifiers find what the caption says; *floor* the
 mean absolute change of floor pixels from frame to frame (0 to 255); *PSNR* is to the 40-step video.
 
 | task | steps | colour | shape | direction | background | all | floor | PSNR |

@@ -3,7 +3,7 @@
 Every pixel gets the nearest colour of a palette of all object and floor colours (the floors in the
 shades their patterns and light give them). Object pixels then tell colour, shape and direction;
 the rest tells the floor. On rendered ground truth each answer is right in at least 99 % of videos
-(tests/embedded/test_classify.py). Needs numpy only.
+(tests/embedded/test_videos.py). Needs numpy only.
 """
 
 from __future__ import annotations
