@@ -1,9 +1,10 @@
-"""diffusers' hook registry as a context manager that leaves nothing behind."""
+"""diffusers' hook registry as context managers that leave nothing behind."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
 
@@ -12,7 +13,8 @@ def registered(module: nn.Module, hook: ModelHook, name: str) -> Iterator[ModelH
     """Register `hook` on `module` for the length of the block.
 
     `HookRegistry.remove_hook` leaves the bound original `forward` in the instance dictionary; it
-    is taken out again, so that the module ends exactly as it began.
+    is taken out again, so that the module ends exactly as it began. A `forward` that somebody else
+    has set meanwhile (CPU offload re-installs its own after every call) stays.
 
     Raises:
         ValueError: a hook of that name is registered already.
@@ -20,9 +22,37 @@ def registered(module: nn.Module, hook: ModelHook, name: str) -> Iterator[ModelH
     registry = HookRegistry.check_if_exists_or_initialize(module)
     pristine = "forward" not in vars(module)
     registry.register_hook(hook, name)
+    ours = module.forward
     try:
         yield hook
     finally:
+        theirs = None if module.forward is ours else vars(module).get("forward")
         registry.remove_hook(name, recurse=False)
-        if pristine and not registry.hooks:
+        if theirs is not None:
+            module.forward = theirs
+        elif pristine and not registry.hooks:
             del module.forward
+
+
+class RunningBranch(ModelHook):
+    """Knows which guidance branch a transformer is running: diffusers tells its `StateManager`.
+
+    Args:
+        ended: called when diffusers resets its caches, at the end of a pipeline call.
+    """
+
+    _is_stateful = True
+
+    def __init__(self, ended: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self._states = StateManager(BaseState)
+        self._ended = ended
+
+    @property
+    def name(self) -> str:
+        """Name of the running cache context: "cond", "uncond", "cond_uncond", ..."""
+        return self._states.context.name
+
+    def reset_state(self, module: nn.Module) -> None:
+        self._states.reset()
+        self._ended()

@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from hsa.registry import registered
+from hsa.registry import RunningBranch, registered
 
 TRACE_HOOK = "hsa_trace"
 
@@ -81,17 +79,9 @@ def experts(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     return found
 
 
-class _BranchName(ModelHook):
-    """Holds a `StateManager`, through which diffusers tells which guidance branch is running."""
-
-    _is_stateful = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.states = StateManager(BaseState)
-
-    def reset_state(self, module: nn.Module) -> None:
-        self.states.reset()
+def blocks(transformer: nn.Module) -> nn.ModuleList:
+    """The transformer blocks, whatever the model family calls them."""
+    return transformer.blocks if hasattr(transformer, "blocks") else transformer.transformer_blocks
 
 
 @contextmanager
@@ -103,42 +93,52 @@ def record_calls(pipe: DiffusionPipeline, trace: Trace) -> Iterator[Trace]:
     """
     with ExitStack() as stack:
         for expert, transformer in experts(pipe).items():
-            branch = stack.enter_context(registered(transformer, _BranchName(), TRACE_HOOK))
-            stack.enter_context(_recorded(pipe, transformer, expert, branch.states, trace))
+            branch = stack.enter_context(registered(transformer, RunningBranch(), TRACE_HOOK))
+            stack.enter_context(_recorded(pipe, transformer, expert, branch, trace))
         yield trace
 
 
 @contextmanager
-def _recorded(pipe, transformer, expert, states, trace) -> Iterator[None]:
+def _recorded(pipe, transformer, expert, branch, trace) -> Iterator[None]:
     rows: list[int] = []  # of each block call of the running forward
+    tokens = 0  # that the pipeline asked for
 
     def start(module, args, kwargs):
+        nonlocal tokens
         rows.clear()
+        shape = _hidden_states(args, kwargs).shape  # Wan: (B, C, F, H, W), LTX: (B, N, C)
+        tokens = prod(shape[2:]) // prod(module.config.patch_size) if len(shape) == 5 else shape[1]
 
-    def count(attention, args):
-        rows.append(args[0].shape[1])
+    def count(attention, args, kwargs):
+        rows.append(_hidden_states(args, kwargs).shape[1])
 
-    def finish(module, args, kwargs, output):
-        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    def finish(module, args, output):
         trace.records.append(
             StepRecord(
                 step=pipe.scheduler.step_index or 0,
-                branch=states.context.name,
+                branch=branch.name,
                 expert=expert,
                 active_tokens=sum(rows) / len(rows) if rows else 0.0,
-                tokens=prod(latents.shape[2:]) // prod(module.config.patch_size),
+                tokens=tokens,
                 block_calls=len(rows),
-                blocks=len(module.blocks),
+                blocks=len(blocks(module)),
             )
         )
 
     handles = [
         transformer.register_forward_pre_hook(start, with_kwargs=True),
-        *(block.attn1.register_forward_pre_hook(count) for block in transformer.blocks),
-        transformer.register_forward_hook(finish, with_kwargs=True),
+        *(
+            block.attn1.register_forward_pre_hook(count, with_kwargs=True)
+            for block in blocks(transformer)
+        ),
+        transformer.register_forward_hook(finish),
     ]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hidden_states(args, kwargs) -> torch.Tensor:
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
