@@ -1,4 +1,4 @@
-"""Tiny Wan pipelines with random weights: real diffusers classes, no network, built in a second.
+"""Tiny Wan and LTX pipelines with random weights: real diffusers classes, offline.
 
 They prove exactness and plumbing. Random weights say nothing about quality.
 """
@@ -7,7 +7,13 @@ from functools import cache
 
 import torch
 from diffusers import (
+    AutoencoderKLLTXVideo,
     AutoencoderKLWan,
+    LTX2ImageToVideoPipeline,
+    LTX2Pipeline,
+    LTXImageToVideoPipeline,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
     WanImageToVideoPipeline,
     WanPipeline,
@@ -23,9 +29,12 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from experiments import tiny_ltx2
+
 PROMPT = "a red circle moves left"
 NEGATIVE = "blurry"
 TOKENS = (3, 4, 4)  # frames, height, width of the token grid of `inputs`
+STG_BLOCK = 1  # of LTX-2: the block without self-attention in the third guidance pass
 
 
 def wan_t2v() -> WanPipeline:
@@ -38,6 +47,11 @@ def wan_ti2v() -> WanImageToVideoPipeline:
     return _quiet(
         WanImageToVideoPipeline, **_shared(), transformer=_transformer(0), expand_timesteps=True
     )
+
+
+def ti2v_t2v() -> WanPipeline:
+    """TI2V-5B style text-to-video: a timestep for every token."""
+    return _quiet(WanPipeline, **_shared(), transformer=_transformer(0), expand_timesteps=True)
 
 
 def wan_i2v() -> WanImageToVideoPipeline:
@@ -71,9 +85,68 @@ def wan22_t2v() -> WanPipeline:
     return _quiet(WanPipeline, **_shared(), **experts, boundary_ratio=0.875)
 
 
+def wan22_i2v() -> WanImageToVideoPipeline:
+    """Wan 2.2 A14B style image-to-video: two experts, condition on the channels, no CLIP."""
+    experts = {
+        "transformer": _transformer(0, in_channels=36),
+        "transformer_2": _transformer(1, in_channels=36),
+    }
+    return _quiet(WanImageToVideoPipeline, **_shared(), **experts, boundary_ratio=0.9)
+
+
+def ltx2_t2v() -> LTX2Pipeline:
+    """LTX-2.0: packed video tokens beside a few audio tokens, up to three passes a step."""
+    return _quiet(LTX2Pipeline, **tiny_ltx2.components("2.0"))
+
+
+def ltx2_i2v() -> LTX2ImageToVideoPipeline:
+    """LTX-2.0 image-to-video: the first latent frame is clean and has timestep 0."""
+    return _quiet(LTX2ImageToVideoPipeline, **tiny_ltx2.components("2.0"))
+
+
+def ltx23_t2v() -> LTX2Pipeline:
+    """LTX-2.3: gated attention, modulated text attention, a block that STG can perturb."""
+    return _quiet(LTX2Pipeline, **tiny_ltx2.components("2.3"))
+
+
+def ltx23_i2v() -> LTX2ImageToVideoPipeline:
+    return _quiet(LTX2ImageToVideoPipeline, **tiny_ltx2.components("2.3"))
+
+
+def ltx25_t2v() -> LTX2Pipeline:
+    """LTX-2.5: 2.3 without biases in the video feed-forward, with a position for keyframes."""
+    return _quiet(LTX2Pipeline, **tiny_ltx2.components("2.5"))
+
+
+def ltx25_i2v() -> LTX2ImageToVideoPipeline:
+    return _quiet(LTX2ImageToVideoPipeline, **tiny_ltx2.components("2.5"))
+
+
+def ltx_t2v() -> LTXPipeline:
+    """LTX-Video, before LTX-2: packed video tokens, no audio, batched guidance."""
+    return _quiet(LTXPipeline, **_ltx_video())
+
+
+def ltx_i2v() -> LTXImageToVideoPipeline:
+    """LTX-Video image-to-video: the first latent frame is clean and has timestep 0."""
+    return _quiet(LTXImageToVideoPipeline, **_ltx_video())
+
+
+ALL = {
+    builder.__name__: builder
+    for builder in (
+        *(wan_t2v, wan_ti2v, ti2v_t2v, wan_i2v, wan22_t2v, wan22_i2v),
+        *(ltx2_t2v, ltx2_i2v, ltx23_t2v, ltx23_i2v, ltx25_t2v, ltx25_i2v),
+        *(ltx_t2v, ltx_i2v),
+    )
+}
+
+
 def inputs(pipe, *, seed: int = 0, steps: int = 8, **overrides) -> dict:
-    """Arguments for `pipe(**inputs(pipe))`: latents out, noise from a CPU generator."""
-    image_tokens = pipe.transformer.config.image_dim is not None
+    """Arguments for `pipe(**inputs(pipe))`: latents out, noise from a CPU generator.
+
+    A batch is a list of prompts, negative prompts and generators.
+    """
     arguments = {
         "prompt": PROMPT,
         "negative_prompt": NEGATIVE,
@@ -81,19 +154,63 @@ def inputs(pipe, *, seed: int = 0, steps: int = 8, **overrides) -> dict:
         "width": 64,
         "num_frames": 9,
         "num_inference_steps": steps,
-        "guidance_scale": 4.0,
         "generator": torch.Generator().manual_seed(seed),
-        "max_sequence_length": 512 if image_tokens else 16,  # image K/V: 512 is fixed in diffusers
+        "max_sequence_length": 32,
         "output_type": "latent",
+        **guidance(pipe),
     }
-    if isinstance(pipe, WanImageToVideoPipeline):
+    if is_i2v(pipe):
+        batched = isinstance(overrides.get("prompt"), list)
         arguments["image"] = picture()
+        if batched and not isinstance(pipe, WanImageToVideoPipeline):  # LTX: an image each
+            arguments["image"] = [picture()] * len(overrides["prompt"])
+    if is_ltx2(pipe):
+        # The cross-attention of 2.0 is modulated by the own stream's timesteps, per token in I2V.
+        arguments["use_cross_timestep"] = pipe.transformer.config.cross_attn_mod
+        if is_i2v(pipe):
+            arguments["image_crf"] = 0  # the picture as it is, not re-compressed with H.264
+    elif getattr(pipe.transformer.config, "image_dim", None) is not None:
+        arguments["max_sequence_length"] = 512  # fixed in diffusers where image tokens precede text
     return arguments | overrides
 
 
+def guidance(pipe, on: bool = True) -> dict:
+    """Arguments that turn every term of the pipeline's guidance on, or all of them off.
+
+    LTX-2 needs all eight scales to be off: those of the audio stream default to on, and one that
+    is on for either stream runs its pass for both.
+    """
+    if not is_ltx2(pipe):
+        return {"guidance_scale": 4.0 if on else 1.0}
+    names = ("guidance_scale", "stg_scale", "modality_scale", "guidance_rescale")
+    video = (3.0, 1.0, 3.0, 0.7) if on else (1.0, 0.0, 1.0, 0.0)
+    audio = (7.0, 1.0, 3.0, 0.7) if on else video
+    return {
+        **dict(zip(names, video, strict=True)),
+        **{f"audio_{name}": scale for name, scale in zip(names, audio, strict=True)},
+        "spatio_temporal_guidance_blocks": [STG_BLOCK] if on else None,
+    }
+
+
+def is_i2v(pipe) -> bool:
+    return isinstance(
+        pipe, (WanImageToVideoPipeline, LTX2ImageToVideoPipeline, LTXImageToVideoPipeline)
+    )
+
+
+def is_ltx2(pipe) -> bool:
+    return isinstance(pipe, (LTX2Pipeline, LTX2ImageToVideoPipeline))
+
+
 def sample(pipe, **overrides) -> torch.Tensor:
-    """Latents (B, C, F, H, W) of one call."""
+    """Video latents (B, C, F, H, W) of one call; LTX-Video leaves them packed, (B, N, C)."""
     return pipe(**inputs(pipe, **overrides)).frames
+
+
+def sample_av(pipe, **overrides) -> tuple[torch.Tensor, torch.Tensor]:
+    """Video latents (B, C, F, H, W) and audio latents (B, C, A, mel) of one call of LTX-2."""
+    output = pipe(**inputs(pipe, **overrides))
+    return output.frames, output.audio
 
 
 def picture() -> Image.Image:
@@ -136,6 +253,44 @@ def _shared() -> dict:
         flow_shift=3.0,
     )
     return {"scheduler": scheduler, **_frozen()}
+
+
+def _ltx_video() -> dict:
+    """LTX-Video with the text encoder of Wan; scheduler and transformer are new each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            num_layers=3,
+            caption_channels=32,
+        ).eval()
+    scheduler = tiny_ltx2.scheduler()
+    return _frozen() | {"transformer": transformer, "scheduler": scheduler, "vae": _ltx_vae()}
+
+
+@cache
+def _ltx_vae() -> AutoencoderKLLTXVideo:
+    """A token of 4 frames of 16 x 16 pixels."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return AutoencoderKLLTXVideo(
+            latent_channels=8,
+            block_out_channels=(8, 8),
+            down_block_types=("LTXVideoDownBlock3D",) * 2,
+            layers_per_block=(1, 1, 1),
+            spatio_temporal_scaling=(True, True),
+            downsample_type=("conv", "conv"),
+            decoder_block_out_channels=(8, 8),
+            decoder_layers_per_block=(1, 1, 1),
+            decoder_spatio_temporal_scaling=(True, True),
+            decoder_inject_noise=(False, False, False),
+            upsample_residual=(False, False),
+            upsample_factor=(1, 1),
+        ).eval()
 
 
 @cache
