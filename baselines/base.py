@@ -9,7 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -75,7 +75,9 @@ class Method(ABC):
 
     ``version`` goes up whenever the output changes at the same settings. ``implementation`` says
     whose code decides: official-rule, diffusers-hook, cache-dit, from-paper, or native where
-    there is nothing but the sampler. ``steps`` replaces the schedule's number of steps.
+    there is nothing but the sampler. ``steps`` replaces the schedule's number of steps. ``knob``
+    is what `hsa-bench calibrate` turns to meet a runtime: a field and the ends of its range, whole
+    numbers where the field is one. More of it means steadily less, or more, to compute.
     """
 
     version: ClassVar[int]
@@ -84,6 +86,7 @@ class Method(ABC):
     source: ClassVar[str]
     deviations: ClassVar[tuple[str, ...]] = ()
     steps: ClassVar[int | None] = None
+    knob: ClassVar[tuple[str, float, float] | None] = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -97,6 +100,10 @@ class Method(ABC):
     @abstractmethod
     def neutral(self, request: Request) -> Method:
         """This method set to skip nothing: bit-identical to flow matching with the same steps."""
+
+    def turned(self, value: float) -> Method:
+        """This method with its knob at a value."""
+        return replace(self, **{self.knob[0]: value})
 
     @contextmanager
     def attach(self, pipe: DiffusionPipeline, request: Request) -> Iterator[Trace]:
