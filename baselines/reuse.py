@@ -1,119 +1,252 @@
-"""Residual reuse: on a skipped step the transformer's blocks are replaced by ``x + residual``.
+"""Residual reuse: what a skipped part of the transformer would return is ``x + residual``.
 
-The one mechanism under every whole-model cache. Embeddings and head always run; what the blocks
-added the last time they ran is added again. A `Policy` says for each call whether to compute. State
-is born with a video and kept by expert and by branch (diffusers' cache context), so guidance
-branches never mix and an expert that takes over starts with a computed step.
+The one mechanism under every whole-step cache. What was added to the tokens the last time is added
+again: by the blocks (embeddings and head still run), or by the whole model. A `Policy` says for
+each call whether to compute. State is born with a video and kept by expert, by guidance branch
+(diffusers' cache context) and by stream (video, and audio on LTX-2), so nothing ever mixes and an
+expert that takes over starts with a computed step.
 
-Shapes: B batch, N tokens, D width.
+Shapes: B batch, F H W grid, N = F * H * W video tokens, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
-from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
+from diffusers.hooks.hooks import ModelHook
 from torch import Tensor, nn
 
-from baselines.policy import Call, Policy
-from hsa.registry import registered
-from hsa.trace import experts
+from baselines.policy import Call, Policy, Tap
+from hsa.registry import RunningBranch, registered
+from hsa.trace import blocks, experts
 
 _HOOK = "residual_reuse"
+_MODEL_HOOK = "residual_reuse_model"
+_STREAMS = ("hidden_states", "audio_hidden_states")
+
+Streams = tuple[Tensor, ...]
 
 
-class _Branch(BaseState):
-    def __init__(self, make_policy: Callable[[], Policy]) -> None:
-        self.make_policy = make_policy
-        self.reset()
+class _Branch:
+    """What one guidance branch of one expert remembers."""
 
-    def reset(self) -> None:
-        self.policy = self.make_policy()
-        self.residual: Tensor | None = None
-        self.call: Call | None = None
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.history: deque[tuple[int, Streams]] = deque(maxlen=policy.memory)
+        self.entered: tuple[Call, Streams] | None = None
         self.reusing = False
 
 
-class _Engine(ModelHook):
-    """Sits on the transformer root, where diffusers hands it the cache context."""
+class _Follower(Policy):
+    """Does as the branch that decides for all."""
 
-    _is_stateful = True
+    def __init__(self, leader: _Branch) -> None:
+        self.leader = leader
+        self.memory = leader.policy.memory
 
-    def __init__(self, make_policy: Callable[[], Policy], step: Callable[[], int]) -> None:
-        super().__init__()
-        self.branches = StateManager(_Branch, (make_policy,))
-        self.step = step
-        self.signal: Any = None
+    def decide(self, call: Call) -> bool:
+        return not self.leader.reusing
+
+    def forecast(self, step, history):
+        return self.leader.policy.forecast(step, history)
+
+
+class _Video:
+    """The running video, shared by the experts of a pipeline."""
+
+    def __init__(
+        self, pipe: DiffusionPipeline, make_policy: Callable[[], Policy], joint: bool
+    ) -> None:
+        self.pipe, self.make_policy, self.joint = pipe, make_policy, joint
+        self.branches: dict[tuple[str, str], _Branch] = {}
+
+    @property
+    def step(self) -> int:
+        return self.pipe.scheduler.step_index or 0
+
+    def branch(self, expert: str, name: str) -> _Branch:
+        if self.step == 0 and (expert, name) in self.branches:  # the last video was left unfinished
+            self.branches.clear()
+        if not self.branches:
+            self.sigmas = self.pipe.scheduler.sigmas.tolist()
+            self.spans = _spans(self.pipe)
+        if (expert, name) not in self.branches:
+            leaders = (branch for key, branch in self.branches.items() if key[0] == expert)
+            leader = next(leaders, None) if self.joint else None
+            self.branches[expert, name] = _Branch(
+                _Follower(leader) if leader else self.make_policy()
+            )
+        return self.branches[expert, name]
+
+
+class _Engine(RunningBranch):
+    """Sits on the transformer root, where diffusers hands it the cache context and the inputs."""
+
+    def __init__(self, video: _Video, expert: str, tap: Tap | None) -> None:
+        super().__init__(ended=video.branches.clear)
+        self.video, self.expert, self.tap = video, expert, tap
+        self._forget()
+
+    def _forget(self) -> None:
         self.branch: _Branch | None = None
+        self.inputs: Mapping[str, Any] | None = None
+        self.signal: Any = None
 
-    def enter(self, tokens: Tensor) -> Tensor:
-        """Decide; return what the second block would see on reuse, else the tokens unchanged."""
-        branch = self.branch = self.branches.get_state()
-        step = self.step()
-        if step == 0:
-            branch.reset()
-        call = Call(step, self.branches.context.name, tokens, self.signal)
-        branch.reusing = not branch.policy.decide(call) and branch.residual is not None
-        if branch.reusing:
-            return tokens + branch.residual
-        branch.call = call
-        return tokens
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+        self.transformer, self.inputs = module, kwargs
+        return args, kwargs
 
-    def leave(self, tokens: Tensor) -> None:
-        branch = self.branch
-        branch.residual = tokens - branch.call.tokens
-        branch.policy.observe(branch.call, branch.residual)
-        branch.call = None
-
-    def tap(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def note(self, module: nn.Module, args: tuple, output: Any) -> None:
         self.signal = output
 
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        self.branches.reset()
-        self.branch = self.signal = None
-        return module
+    def reset_state(self, module: nn.Module) -> None:
+        super().reset_state(module)
+        self._forget()
+
+    def enter(self, streams: Streams, block: nn.Module | None, arguments: Mapping) -> Streams:
+        """Decide; return the streams as they leave on reuse, else as they are."""
+        video, name = self.video, self.name
+        branch = self.branch = video.branch(self.expert, name)
+        signal = self.tap(block, arguments) if callable(self.tap) else self.signal
+        both = name == "cond_uncond" and video.pipe.do_classifier_free_guidance
+        call = Call(
+            step=video.step,
+            branch=name,
+            tokens=streams[0],
+            signal=signal,
+            sigma=video.sigmas[video.step],
+            spans=video.spans,
+            latents=_latents(self.transformer, self.inputs),
+            grid=_grid(self.transformer, self.inputs),
+            videos=len(streams[0]) // (2 if both else 1),
+        )
+        branch.reusing = not branch.policy.decide(call) and len(branch.history) > 0
+        if not branch.reusing:
+            branch.entered = call, streams
+            return streams
+        residuals = (
+            branch.policy.forecast(call.step, [(step, kept[i]) for step, kept in branch.history])
+            for i in range(len(streams))
+        )
+        return tuple(x + residual for x, residual in zip(streams, residuals, strict=True))
+
+    def leave(self, streams: Streams) -> None:
+        (call, entered), self.branch.entered = self.branch.entered, None
+        residuals = tuple(out - x for out, x in zip(streams, entered, strict=True))
+        self.branch.history.append((call.step, residuals))
+        self.branch.policy.observe(call, residuals[0])
 
 
 class _Block(ModelHook):
-    """Runs its block, or passes the tokens through while the engine reuses."""
+    """Runs its block, or passes the streams through while the engine reuses."""
 
-    def __init__(self, engine: _Engine, first: bool, last: bool) -> None:
+    def __init__(self, engine: _Engine, block: nn.Module, first: bool, last: bool) -> None:
         super().__init__()
         self.engine, self.first, self.last = engine, first, last
+        self.signature = inspect.signature(type(block).forward)
 
-    def new_forward(self, module: nn.Module, tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Streams:
+        arguments = self.signature.bind(module, *args, **kwargs).arguments
+        names = [name for name in _STREAMS if name in arguments]
+        streams = tuple(arguments[name] for name in names)
         if self.first:
-            tokens = self.engine.enter(tokens)
+            streams = self.engine.enter(streams, module, arguments)
         if self.engine.branch.reusing:
-            return tokens
-        tokens = self.fn_ref.original_forward(tokens, *args, **kwargs)
+            return streams if len(streams) > 1 else streams[0]
+        output = self.fn_ref.original_forward(*args, **kwargs)
         if self.last:
-            self.engine.leave(tokens)
-        return tokens
+            self.engine.leave(output if isinstance(output, tuple) else (output,))
+        return output
+
+
+class _Model(ModelHook):
+    """Runs the transformer, or adds the last velocity's distance from its latents to the new ones.
+
+    Pipelines ask for the tuple of velocities, one a stream (``return_dict=False``).
+    """
+
+    def __init__(self, engine: _Engine) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Streams:
+        streams = tuple(kwargs[name] for name in _STREAMS if name in kwargs)
+        if streams[0].ndim == 5:
+            streams = (streams[0][:, : module.config.out_channels],)
+        streams = self.engine.enter(streams, None, kwargs)
+        if self.engine.branch.reusing:
+            return streams
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        self.engine.leave(output)
+        return output
 
 
 @contextmanager
 def residual_reuse(
-    pipe: DiffusionPipeline, make_policy: Callable[[], Policy], tap: str | None = None
+    pipe: DiffusionPipeline,
+    make_policy: Callable[[], Policy],
+    tap: Tap | None = None,
+    *,
+    boundary: Literal["blocks", "model"] = "blocks",
+    joint: bool = False,
 ) -> Iterator[None]:
     """Reuse residuals in every expert of the pipe as the policy says.
 
     Args:
         make_policy: called for each branch of each expert at the start of each video.
-        tap: name of a submodule of the transformer whose output is the policy's ``call.signal``.
+        tap: where the policy's ``call.signal`` comes from.
+        boundary: what a reused call skips.
+        joint: the policy of the first branch of a step decides for all branches.
     """
     with ExitStack() as stack:
-        for transformer in experts(pipe).values():
-            engine = _Engine(make_policy, lambda: pipe.scheduler.step_index or 0)
+        video = _Video(pipe, make_policy, joint)
+        for expert, transformer in experts(pipe).items():
+            engine = _Engine(video, expert, tap)
+            if boundary == "model":
+                stack.enter_context(registered(transformer, _Model(engine), _MODEL_HOOK))
             stack.enter_context(registered(transformer, engine, _HOOK))
-            last = len(transformer.blocks) - 1
-            for index, block in enumerate(transformer.blocks):
-                hook = _Block(engine, first=index == 0, last=index == last)
+            skipped = blocks(transformer) if boundary == "blocks" else ()
+            for index, block in enumerate(skipped):
+                last = index == len(skipped) - 1
+                hook = _Block(engine, block, first=index == 0, last=last)
                 stack.enter_context(registered(block, hook, _HOOK))
-            if tap:
-                handle = transformer.get_submodule(tap).register_forward_hook(engine.tap)
+            if isinstance(tap, str):
+                handle = transformer.get_submodule(tap).register_forward_hook(engine.note)
                 stack.callback(handle.remove)
         yield
+
+
+def _spans(pipe: DiffusionPipeline) -> tuple[range, ...]:
+    """The steps of each expert; Wan hands over below a timestep."""
+    timesteps, boundary = pipe.scheduler.timesteps, pipe.config.get("boundary_ratio")
+    if boundary is None:
+        return (range(len(timesteps)),)
+    high = timesteps >= boundary * pipe.scheduler.config.num_train_timesteps
+    switch = int(high.sum())
+    return range(switch), range(switch, len(timesteps))
+
+
+def _grid(transformer: nn.Module, inputs: Mapping[str, Any]) -> tuple[int, int, int]:
+    """F, H, W of the video tokens: Wan's latents are (B, C, F, H, W), LTX says them beside."""
+    config, latents = transformer.config, inputs["hidden_states"]
+    if latents.ndim == 5:
+        return tuple(n // p for n, p in zip(latents.shape[2:], config.patch_size, strict=True))
+    space = config.patch_size
+    return (
+        inputs["num_frames"] // config.patch_size_t,
+        inputs["height"] // space,
+        inputs["width"] // space,
+    )
+
+
+def _latents(transformer: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """(B, F, H, W, C) without the channels of an image condition."""
+    latents = inputs["hidden_states"]
+    if latents.ndim == 5:
+        return latents[:, : transformer.config.out_channels].movedim(1, -1)
+    return latents.unflatten(1, _grid(transformer, inputs))
