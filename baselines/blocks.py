@@ -1,0 +1,105 @@
+"""Caching inside the transformer: a `Rule` decides about every hooked module of every forward.
+
+`baselines.reuse` skips all blocks together and adds their residual; here a method sees them one by
+one. State is born with a video and kept by expert and by guidance branch (diffusers' cache
+context), so nothing ever mixes and an expert that takes over starts with nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from diffusers.hooks.hooks import ModelHook
+from torch import Tensor, nn
+
+from baselines.base import require
+from baselines.rule import Rule, Streams
+from hsa.registry import RunningBranch, registered
+from hsa.trace import experts
+
+_HOOK = "ruled_modules"
+_STREAMS = ("hidden_states", "audio_hidden_states")
+
+
+@dataclass
+class _Branch:
+    rule: Rule
+    step: int
+
+
+class _Transformer(RunningBranch):
+    """Sits on the transformer root, where diffusers hands it the cache context."""
+
+    def __init__(
+        self, pipe: DiffusionPipeline, make_rule: Callable[[], Rule], refusing: str | None
+    ) -> None:
+        super().__init__(ended=lambda: self.branches.clear())
+        self.pipe, self.make_rule, self.refusing = pipe, make_rule, refusing
+        self.branches: dict[str, _Branch] = {}
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+        if self.refusing:
+            self._require_one_video(len(kwargs["hidden_states"]))
+        step = self.pipe.scheduler.step_index or 0
+        branch = self.branches.get(self.name)
+        if branch is None or step <= branch.step:  # a video was left unfinished: this is the next
+            branch = self.branches[self.name] = _Branch(self.make_rule(), step)
+        branch.step, self.rule = step, branch.rule
+        self.rule.begin(step)
+        return args, kwargs
+
+    def post_forward(self, module: nn.Module, output: Any) -> Any:
+        self.rule.end()
+        return output
+
+    def _require_one_video(self, rows: int) -> None:
+        both = self.name == "cond_uncond" and self.pipe.do_classifier_free_guidance
+        videos = rows // (2 if both else 1)
+        require(videos == 1, f"{self.refusing}: batch", videos, "1, one video a call")
+
+
+class _Module(ModelHook):
+    """Asks the rule of the running branch what its module returns."""
+
+    def __init__(self, transformer: _Transformer, key: Hashable) -> None:
+        super().__init__()
+        self.transformer, self.key = transformer, key
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Streams:
+        def compute() -> Streams:
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            return output if isinstance(output, tuple) else (output,)
+
+        tokens = tuple(kwargs[name] for name in _STREAMS if name in kwargs) or args[:1]
+        output = self.transformer.rule.run(self.key, tokens, compute)
+        return output if len(output) > 1 else output[0]
+
+
+@contextmanager
+def ruled_modules(
+    pipe: DiffusionPipeline,
+    make_rule: Callable[[], Rule],
+    modules: Callable[[nn.Module], Mapping[Hashable, nn.Module]],
+    refusing: str | None = None,
+) -> Iterator[None]:
+    """Let rules stand in for modules of every expert of the pipe.
+
+    Args:
+        make_rule: called for each branch of each expert at the start of each video.
+        modules: what the rule decides about in a transformer, by the keys it knows.
+        refusing: name of the method, if it refuses a batch of videos.
+
+    Raises:
+        ValueError: rules are attached already; while sampling, a batch where one is refused.
+    """
+    with ExitStack() as stack:
+        for transformer in experts(pipe).values():
+            root = _Transformer(pipe, make_rule, refusing)
+            stack.enter_context(registered(transformer, root, _HOOK))
+            for key, module in modules(transformer).items():
+                stack.enter_context(registered(module, _Module(root, key), _HOOK))
+        yield
