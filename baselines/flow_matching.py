@@ -20,6 +20,7 @@ class FlowMatching(Method):
     implementation: ClassVar[str] = "native"
     paper: ClassVar[str] = "arXiv 2210.02747"
     source: ClassVar[str] = "diffusers"
+    knob: ClassVar[tuple[str, int, int]] = ("steps", 1, 40)
 
     steps: int | None = None
 

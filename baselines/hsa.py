@@ -35,6 +35,22 @@ class HSA(Method):
     cooldown_steps: int = 1
 
     @property
+    def knob(self) -> tuple[str, float, float]:
+        """A factor on all thresholds, or the expected share of active tokens."""
+        if self.thresholds is not None:
+            return "thresholds", 1 / 64, 64.0
+        return "fractions", 0.2, 1.0
+
+    def turned(self, value: float) -> HSA:
+        from hsa import HSAConfig
+
+        if self.thresholds is not None:
+            return replace(self, thresholds=[value * threshold for threshold in self.thresholds])
+        windows = self.warmup_steps, self.cooldown_steps
+        config = HSAConfig.for_runtime(value, self.budgets[0], *windows)
+        return replace(self, budgets=config.budgets, fractions=config.fractions)
+
+    @property
     def config(self) -> HSAConfig:
         from hsa import HSAConfig
 

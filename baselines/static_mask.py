@@ -42,6 +42,8 @@ class _Written(Policy):
 class IntervalMask(_StaticMask):
     """The first ``warmup_steps`` steps, and from there on every ``interval``-th."""
 
+    knob: ClassVar[tuple[str, int, int]] = ("interval", 1, 20)
+
     interval: int = 2
     warmup_steps: int = 1
 

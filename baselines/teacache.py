@@ -60,6 +60,7 @@ class TeaCache(ReuseMethod):
         "models with a timestep per token: the last token's embedding stands for all",
         "two experts: each starts with a computed step",
     )
+    knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
 
     threshold: float = 0.2
     coefficients: str | Sequence[float] = "identity"

@@ -1,22 +1,41 @@
-"""Fits what a method needs to know about a model, such as TeaCache's polynomial."""
+"""Fits what a method needs to know about a model, and searches the setting that meets a runtime."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib import import_module
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from baselines.base import Method
+from experiments import provenance
 from experiments.cell import Cell
+from experiments.config import Experiment, Setting, build
 from experiments.errors import UserError
-from experiments.execute import Worker
+from experiments.execute import Video, Worker, sample
+from experiments.match import (
+    TOLERANCE,
+    Match,
+    Matches,
+    Timed,
+    match_key,
+    require_knob,
+    search,
+    turned_fields,
+    with_steps,
+)
+from experiments.plan import plan
 
 
 def calibrate(cells: Sequence[Cell], worker: Worker) -> dict[str, Any]:
     """What `calibrate(pipe, requests, ...)` in the method's module finds on the cells' requests.
 
     Further parameters of that function are fields of the method. Of its findings those that fit
-    into a yaml are returned: numbers, and lists of numbers.
+    into a yaml are returned: numbers, texts, and lists and mappings of them.
 
     Raises:
         UserError: the method has nothing to fit, or the cells are of several methods or tasks.
@@ -28,15 +47,129 @@ def calibrate(cells: Sequence[Cell], worker: Worker) -> dict[str, Any]:
         )
     fit = getattr(import_module(type(method).__module__), "calibrate", None)
     if fit is None:
-        raise UserError(f"{cells[0].label} has nothing to calibrate; choose one like teacache")
+        raise UserError(
+            f"{cells[0].label} has nothing to calibrate; choose one like teacache, or give a target"
+        )
     _, _, *fields = inspect.signature(fit).parameters
     pipe = worker.model(cells[0].config.model).pipeline(task)
     found = fit(
         pipe, [cell.request for cell in cells], **{name: getattr(method, name) for name in fields}
     )
-    return {name: value for name, value in found.items() if _is_numbers(value)}
+    return {name: value for name, value in found.items() if _is_yaml(value)}
 
 
-def _is_numbers(value: Any) -> bool:
-    numbers = value if isinstance(value, (list, tuple)) else [value]
-    return all(isinstance(number, (int, float)) for number in numbers)
+def match(experiment: Experiment, worker: Worker) -> Iterator[Match]:
+    """Meet the target of every setting, in each of its tasks; yields each match when it is stored.
+
+    What is stored already for the same weights is not searched again.
+
+    Raises:
+        UserError: a setting that has no target, no knob, or no reference to compare with.
+    """
+    runs: dict[str, _Runs] = {}  # targets of one method share what was run
+    for setting in experiment.settings:
+        for task in setting.config.tasks:
+            config = replace(setting.config, target=None, label=None, tasks=[task])
+            signature = repr(config)
+            if signature not in runs:
+                runs[signature] = _Runs(replace(setting, config=config), worker)
+            if found := _match(setting, runs[signature]):
+                yield found
+
+
+def _match(setting: Setting, runs: _Runs) -> Match | None:
+    """Search and store; None where that was done before."""
+    config, target, method = setting.config, setting.config.target, runs.method
+    if target is None:
+        raise UserError(f"{setting.label}: no target; give one like target=0.5")
+    require_knob(method, setting.label, target)
+    key, matches = match_key(config, method, runs.task, target), Matches.of(config)
+    known = matches.get(key)
+    if known and known.provenance["weights"] == runs.provenance["weights"]:
+        return None
+    value, timed = search(target, method.knob[1:], runs.work, runs.time, 0.5 / runs.steps)
+    found = Match(
+        key=key,
+        label=setting.label,
+        task=runs.task,
+        target=target,
+        fields=turned_fields(method, method.turned(value)),
+        reached=abs(timed.runtime - target) <= TOLERANCE,
+        work=runs.work(value),
+        provenance=runs.provenance,
+        **asdict(timed),
+    )
+    matches.add(found)
+    return found
+
+
+class _Runs:
+    """Runs of one method for one task, at any value of its knob, and of its reference beside it."""
+
+    def __init__(self, setting: Setting, worker: Worker):
+        if setting.reference is None:
+            raise UserError(f"{setting.label}: no reference whose runtime it could have a share of")
+        config = self._config = setting.config
+        self._cells = plan(Experiment(config, (replace(setting, reference=None),))).cells
+        self._reference = build(setting.reference.config.method, "reference.method")
+        self._worker = worker
+        self._work: dict[float, float] = {}
+        self._warm = False
+        self.method = self._cells[0].method
+        self.task = self._cells[0].task
+        self.steps = config.schedule.steps
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        config, code = self._config, provenance.code()
+        return {
+            "weights": build(config.model.identity, "model.identity"),
+            "version": self.method.version,
+            "prompts": config.prompts | {"limit": config.limit},
+            "timing": asdict(config.timing),
+            "machine": provenance.machine().name,
+            "commit": code.commit,
+            "changed": bool(code.patch),
+            "date": provenance.now(),
+        }
+
+    def work(self, value: float) -> float:
+        """Block rows computed, as a share of the reference's: the mean over all prompts."""
+        if value not in self._work:
+            method = self.method.turned(value)
+            self._work[value] = fmean(
+                video.trace.active_fraction * (method.steps or self.steps) / self.steps
+                for cell in self._cells
+                for video in [self._sample(cell, method)]
+            )
+        return self._work[value]
+
+    def time(self, value: float) -> Timed:
+        """Ratios of the denoising times of pairs of runs, one right after the other."""
+        method, config = self.method.turned(value), self._config.timing
+        if not self._warm:
+            self._seconds(self._cells[0], self._reference)
+            self._warm = True
+        ratios = [
+            self._seconds(cell, method) / self._seconds(cell, self._reference)
+            for _ in range(config.repeats)
+            for cell in self._cells[: config.prompts]
+        ]
+        low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+        return Timed(median, low, high)
+
+    def _seconds(self, cell: Cell, method: Method) -> float:
+        return self._sample(cell, method).watch.to_dict()["denoise_s"]
+
+    def _sample(self, cell: Cell, method: Method) -> Video:
+        model = self._worker.model(self._config.model)
+        request = with_steps(replace(cell.request, steps=self.steps), method)
+        return sample(model, replace(cell, method=method, request=request), output_type="latent")
+
+
+def _is_yaml(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_yaml, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, (int, float, str)) for item in value)
+    return isinstance(value, (int, float, str))

@@ -39,7 +39,8 @@ hsa-bench COMMAND [-m] [--config-dir DIR] [key=value ...]
   report     the same; print where the report is
   verify     read the whole store and set aside what was altered
   doctor     check this installation
-  calibrate  fit what a method needs for a model, from prompts=calibration
+  calibrate  on prompts=calibration: fit what a method needs for a model; with target=0.5 find and
+             store the setting that takes half of the reference's runtime
 
 Keys are those of conf/, in Hydra's grammar; -m allows several values a key, --config-dir adds a
 folder with groups of your own:
@@ -47,6 +48,7 @@ folder with groups of your own:
   hsa-bench run experiment=demo
   hsa-bench run method=teacache method.threshold=0.1 limit=2
   hsa-bench run -m method=hsa method.thresholds=[0.02],[0.03],[0.04]
+  hsa-bench calibrate -m method=teacache,hsa target=0.75,0.5,0.25
 """
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 T = TypeVar("T")
@@ -92,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, overrides, multirun, config_dir = _arguments(argv)
     try:
         doctor.check_packages()
+        if command == "calibrate" and not any(key.startswith("prompts=") for key in overrides):
+            overrides = ["prompts=calibration", *overrides]
         experiment = load_experiment(overrides, multirun, config_dir)
         return COMMANDS[command](Session(experiment, _console()))
     except (UserError, StoreError) as error:
@@ -190,12 +194,18 @@ def show_doctor(session: Session) -> int:
 
 
 def calibrate(session: Session) -> int:
-    """Print as yaml what the method's module fits on the prompts."""
+    """Print as yaml what the method's module fits on the prompts, or match each target runtime."""
     from omegaconf import OmegaConf
 
-    from experiments.calibrate import calibrate
+    from experiments.calibrate import calibrate, match
 
-    label = session.experiment.settings[0].label
+    settings = session.experiment.settings
+    if any(setting.config.target is not None for setting in settings):
+        engine = build(session.config.engine, "engine")
+        for found in match(session.experiment, _worker(session, engine)):
+            session.console.print(str(found))
+        return 0
+    label = settings[0].label
     cells = [cell for cell in plan(session.experiment).cells if cell.label == label]
     engine = build(session.config.engine, "engine")
     found = calibrate(cells, _worker(session, engine))
@@ -251,6 +261,8 @@ def _announce(session: Session, cells: Plan, missing: Sequence[Cell], engine: En
         line += f"{stored} cached, {len(missing)} to make, "
         line += f"about {duration(seconds / engine.workers)}" if seconds else "time unknown yet"
     session.console.print(line)
+    for note in cells.notes:
+        session.console.print(note)
 
 
 def _generate(session: Session, missing: Sequence[Cell], engine: Engine, worker: Worker) -> int:

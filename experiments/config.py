@@ -26,6 +26,7 @@ from experiments.errors import UserError, one_line
 
 GROUPS = ("model", "method", "prompts", "metric", "engine", "logger", "experiment")
 SWEPT = frozenset({"model", "method", "prompts"})  # groups that a grid may choose from
+UNREFERENCED = {"label": None, "target": None}  # of a setting, not of its reference
 Values = dict[str, Any]  # key with dots -> value
 
 
@@ -87,6 +88,8 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     seeds: list[int] = MISSING
     limit: int | None = None
+    target: float | None = None
+    matched: str | None = None
     shard: str | None = None
     timing: TimingConfig = field(default_factory=TimingConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -180,7 +183,7 @@ def _expand(overrides: Sequence[str], multirun: bool, search: list[str]) -> Expe
     entries = [entry | sweep for entry in grid]
     _refuse_hidden(fixed, entries)
     points = [point for entry in entries for point in _points(entry)]
-    expander = _Expander(root, _of_method(fixed), _nodes([*points, reference or {}], search))
+    expander = _Expander(root, _told(fixed), _nodes([*points, reference or {}], search))
     settings = tuple(expander.setting(point, reference) for point in points)
     return Experiment(_typed(root), settings)
 
@@ -197,7 +200,7 @@ class _Expander:
         setting = self._setting(point)
         if reference is None:
             return setting
-        return replace(setting, reference=self._setting(_over(point | {"label": None}, reference)))
+        return replace(setting, reference=self._setting(_over(point | UNREFERENCED, reference)))
 
     def _setting(self, point: Values) -> Setting:
         signature = repr(sorted(point.items()))
@@ -286,8 +289,9 @@ def _over(values: Values, point: Values) -> Values:
     return {key: value for key, value in values.items() if not key.startswith(chosen)} | point
 
 
-def _of_method(values: Values) -> Values:
-    return {key: value for key, value in values.items() if key.split(".")[0] == "method"}
+def _told(values: Values) -> Values:
+    """Of the values for the whole run, those that labels tell."""
+    return {key: v for key, v in values.items() if key.split(".")[0] in ("method", "target")}
 
 
 def _refuse_hidden(fixed: Values, entries: Sequence[Values]) -> None:
@@ -330,11 +334,11 @@ def _typed(config: DictConfig) -> Config:
 
 
 def _default_label(config: Config, values: Values) -> str:
-    """The method and what was changed, as in: teacache threshold=0.1."""
+    """The method and what was changed, as in: teacache threshold=0.1, or teacache target=0.5."""
     changed = [
         f"{key.split('.')[-1]}={str(value).replace(' ', '')}"
         for key, value in values.items()
-        if key.startswith(("method.", "schedule.", "model."))
+        if key.startswith(("method.", "schedule.", "model.")) or (key == "target" and value)
     ]
     return " ".join([values.get("method", method_name(config)), *changed])
 

@@ -14,6 +14,7 @@ from baselines.base import Method, Request
 from experiments.cell import Cell, canonical_json, cell_inputs, content_key
 from experiments.config import Config, Experiment, ModelConfig, Setting, build, method_name
 from experiments.errors import UserError, one_line
+from experiments.match import Matches, match_key, matched, require_knob
 from experiments.prompts import Prompt
 from experiments.store import Store
 
@@ -25,10 +26,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Plan:
     """The cells of an experiment, each once: by model, then task, then prompt, then setting.
 
-    Prompts come before settings, so that a part of the plan already compares all settings.
+    Prompts come before settings, so that a part of the plan already compares all settings. `notes`
+    say which settings cannot meet their target runtime and are left out, and what is out of date.
     """
 
     cells: tuple[Cell, ...]
+    notes: tuple[str, ...] = ()
 
     def missing(self, store: Store) -> list[Cell]:
         return [cell for cell in self.cells if not store.has(cell.key)]
@@ -68,9 +71,10 @@ def plan(experiment: Experiment) -> Plan:
                 cell = replace(cell, reference_key=target.key)
             cells[cell.key] = place, cell
     if not cells:
-        raise UserError("nothing to make: tasks and seeds need one entry or more")
+        reason = "; ".join(builder.notes) or "tasks and seeds need one entry or more"
+        raise UserError(f"nothing to make: {reason}")
     ordered = sorted((references | cells).values(), key=itemgetter(0))
-    return Plan(tuple(cell for _, cell in ordered))
+    return Plan(tuple(cell for _, cell in ordered), builder.notes)
 
 
 def _refuse_ambiguous(settings: Sequence[Setting]) -> None:
@@ -86,22 +90,55 @@ class _Builder:
     """What the cells of settings are made of; equal parts of the configuration are built once."""
 
     def __init__(self) -> None:
+        self._unreached: list[str] = []
+        self._stale = 0
         self._built: dict[str, Any] = {}
+        self._matches: dict[str, Matches] = {}
         self._models: dict[str, int] = {}
         self._sources: dict[int, _Source] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        stale = f"{self._stale} settings were matched on other weights; calibrate them again"
+        return (*self._unreached, *([stale] if self._stale else []))
 
     def source(self, setting: Setting) -> _Source:
         if id(setting) not in self._sources:
             config = setting.config
             model = canonical_json(asdict(config.model))
+            identity = self._build("model.identity", config.model.identity)
             self._sources[id(setting)] = _Source(
                 setting,
                 self._models.setdefault(model, len(self._models)),
-                self._build("method", config.method),
-                self._build("model.identity", config.model.identity),
+                self._methods(setting, identity),
+                identity,
                 self._build("prompts", config.prompts),
             )
         return self._sources[id(setting)]
+
+    def _methods(self, setting: Setting, identity: Mapping[str, Any]) -> dict[str, Method]:
+        """The method for each task; without those tasks where it cannot meet its target."""
+        config, label = setting.config, setting.label
+        method = self._build("method", config.method)
+        if config.target is None:
+            return dict.fromkeys(config.tasks, method)
+        require_knob(method, label, config.target)
+        if config.model.name not in self._matches:
+            self._matches[config.model.name] = Matches.of(config)
+        found, methods = self._matches[config.model.name], {}
+        for task in config.tasks:
+            match = found.get(match_key(config, method, task, config.target))
+            if match is None:
+                raise UserError(
+                    f"target={config.target}: {found.path} has no match for {label!r}, {task}; "
+                    "`hsa-bench calibrate` with the same arguments finds it"
+                )
+            self._stale += match.provenance["weights"] != identity
+            if match.reached:
+                methods[task] = matched(method, match)
+            else:
+                self._unreached.append(f"left out: {match}")
+        return methods
 
     def _build(self, key: str, node: Mapping[str, Any]) -> Any:
         signature = canonical_json([key, node])
@@ -117,11 +154,12 @@ class _Source:
         self,
         setting: Setting,
         model: int,
-        method: Method,
+        methods: Mapping[str, Method],
         identity: Mapping[str, Any],
         prompts: Sequence[Prompt],
     ):
-        self._setting, self._model, self._method, self._identity = setting, model, method, identity
+        self._setting, self._model, self._identity = setting, model, identity
+        self._methods = methods  # task -> method
         limit = setting.config.limit
         _require(limit is None or limit > 0, "limit", limit, "a number from 1, or null")
         self._prompts = prompts[:limit]
@@ -130,8 +168,8 @@ class _Source:
 
     def places(self) -> Iterator[Place]:
         config = self._setting.config
-        sizes = (len(config.tasks), len(self._prompts), len(config.seeds))
-        return product([self._model], *map(range, sizes))
+        tasks = [i for i, task in enumerate(config.tasks) if task in self._methods]
+        return product([self._model], tasks, range(len(self._prompts)), range(len(config.seeds)))
 
     def cell(self, place: Place) -> Cell:
         """The cell at a place; it is its own reference."""
@@ -141,14 +179,14 @@ class _Source:
 
     def _cell(self, place: Place) -> Cell:
         config, (_, task, prompt, seed) = self._setting.config, place
-        found = self._prompts[prompt]
-        request = _request(config, self._method, config.tasks[task], found, config.seeds[seed])
-        _check(self._method, request, found, config.model)
+        found, method = self._prompts[prompt], self._methods[config.tasks[task]]
+        request = _request(config, method, config.tasks[task], found, config.seeds[seed])
+        _check(method, request, found, config.model)
         inputs = cell_inputs(
-            config.model, self._identity, method_name(config), self._method, request, found
+            config.model, self._identity, method_name(config), method, request, found
         )
         key = content_key(inputs)
-        return Cell(key, self._setting.label, inputs, config, self._method, request, key)
+        return Cell(key, self._setting.label, inputs, config, method, request, key)
 
 
 def _require_prompts(prompts: Sequence[Prompt]) -> None:

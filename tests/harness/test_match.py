@@ -1,0 +1,159 @@
+"""Matched runtime: the search against exhaustive ones, and what a target does to a plan."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from experiments.config import load_experiment
+from experiments.match import TOLERANCE, Match, Matches, Timed, bisect, match_key, search
+from experiments.plan import plan
+from tests.harness.helpers import CONF, hsa_bench
+
+TINY = ["model=tiny", "schedule.steps=8", "prompts=texts", "prompts.texts=[a circle]"]
+UNIFORM = [*TINY, "method=static_uniform"]
+
+
+@pytest.mark.parametrize("aim", [0.03, 0.1, 0.4, 0.5, 0.66, 0.99, 1.2])
+@pytest.mark.parametrize("work", [lambda k: 1 / k, lambda k: k / 40, lambda k: (k // 7) / 5])
+def test_bisection_finds_the_best_whole_number(aim, work):
+    found = bisect(aim, (1, 40), work, resolution=0)
+    assert abs(work(found) - aim) == min(abs(work(k) - aim) for k in range(1, 41))
+
+
+@pytest.mark.parametrize("aim", [0.1, 0.25, 0.9])
+@pytest.mark.parametrize("ends", [(1e-3, 1e3), (0.0, 1e3)])
+def test_bisection_of_a_threshold(aim, ends):
+    calls = []
+
+    def work(threshold):
+        calls.append(threshold)
+        return 1 / (1 + threshold)
+
+    assert work(bisect(aim, ends, work, resolution=0.01)) == pytest.approx(aim, abs=0.01)
+    assert len(calls) < 20
+
+
+@pytest.mark.parametrize("target", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("overhead", [0.0, 0.1, 0.2])
+def test_search_meets_the_runtime_and_not_the_work(target, overhead):
+    """Skipping costs too: the runtime of a work w is w + overhead (1 - w)."""
+
+    def work(threshold):
+        return 1 / (1 + threshold)
+
+    def time(threshold):
+        runtime = work(threshold) + overhead * (1 - work(threshold))
+        return Timed(runtime, runtime, runtime)
+
+    value, timed = search(target, (1e-3, 1e3), work, time, resolution=0.002)
+    assert timed == time(value)
+    assert abs(timed.runtime - target) <= TOLERANCE
+
+
+@pytest.mark.parametrize(("target", "closest"), [(0.9, 1), (0.25, 3), (0.32, 3), (0.45, 2)])
+def test_search_out_of_reach_gives_the_closest(target, closest):
+    def work(interval):
+        return {1: 1.0, 2: 0.5, 3: 0.34}[interval]
+
+    def time(interval):
+        return Timed(work(interval), 0, 0)
+
+    value, timed = search(target, (1, 3), work, time, resolution=0.01)
+    assert (value, timed.runtime) == (closest, work(closest))
+
+
+def settings(tmp_path, *overrides, target=0.5):
+    return load_experiment(
+        [*UNIFORM, f"matched={tmp_path}", f"target={target}", *overrides], False, str(CONF)
+    )
+
+
+def store(tmp_path, experiment, **found) -> Match:
+    """Write the match of an experiment's only setting by hand."""
+    (setting,) = experiment.settings
+    config = setting.config
+    (cell, *_) = plan(load_experiment(UNIFORM, False, str(CONF))).cells[1:]
+    given = {
+        "key": match_key(config, cell.method, "t2v", config.target),
+        "label": setting.label,
+        "task": "t2v",
+        "target": config.target,
+        "fields": {"interval": 5},
+        "reached": True,
+        "runtime": 0.51,
+        "low": 0.5,
+        "high": 0.52,
+        "work": 0.25,
+        "provenance": {"weights": {"weights": "random"}},
+    }
+    match = Match(**given | found)
+    Matches.of(config).add(match)
+    return match
+
+
+def test_a_target_sets_the_method_and_not_its_reference(tmp_path):
+    experiment = settings(tmp_path)
+    store(tmp_path, experiment, fields={"interval": 4})
+    store(tmp_path, experiment)  # the last one counts
+    reference, cell = plan(experiment).cells
+    assert cell.method.interval == 5
+    assert cell.inputs["method"]["params"]["interval"] == 5
+    assert cell.label == "static_uniform target=0.5"
+    assert reference.label == "flow_matching" and reference.config.target is None
+    assert cell.reference_key == reference.key
+    assert plan(experiment).notes == ()
+
+
+def test_what_is_out_of_reach_is_left_out_and_said(tmp_path):
+    experiment = settings(tmp_path, "grid=[{}, {target: null}]")
+    one = replace(experiment, settings=experiment.settings[:1])
+    match = store(tmp_path, one, reached=False)
+    cells = plan(experiment)
+    assert [cell.label for cell in cells.cells] == ["flow_matching", "static_uniform"]
+    assert cells.notes == (f"left out: {match}",)
+    assert "out of reach" in str(match) and "51.0%" in str(match)
+
+
+def test_a_match_on_other_weights_is_said(tmp_path):
+    experiment = settings(tmp_path)
+    store(tmp_path, experiment, provenance={"weights": {"weights": "older"}})
+    (note,) = plan(experiment).notes
+    assert note.startswith("1 settings were matched on other weights")
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ([], ["target=0.5", "tiny.jsonl", "calibrate"]),
+        (["target=1.5"], ["target=1.5", "up to 1"]),
+        (["method=breaking"], ["breaking", "no knob"]),
+        (["method.warmup_steps=2"], ["no match"]),  # matched with other protected steps
+    ],
+)
+def test_a_target_that_cannot_be_met_is_one_line(overrides, words, tmp_path, capsys):
+    if overrides:
+        store(tmp_path, settings(tmp_path))
+    arguments = [*UNIFORM, f"matched={tmp_path}", "target=0.5", *overrides]
+    assert hsa_bench("plan", tmp_path, *arguments) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert [word for word in words if word not in message] == []
+
+
+def test_calibrate_stores_what_it_counted(tmp_path, capsys):
+    arguments = [*UNIFORM, f"matched={tmp_path}", "timing.repeats=1"]
+    assert hsa_bench("calibrate", tmp_path, "-m", *arguments, "target=0.5,0.25") == 0
+    lines = (tmp_path / "tiny.jsonl").read_text().splitlines()
+    shown = capsys.readouterr().out
+    for line, target in zip(lines, (0.5, 0.25), strict=True):
+        match = Match(**json.loads(line))
+        interval = match.fields.get("interval", 2)
+        assert match.work == -(-8 // interval) / 8  # computed steps of 8
+        assert match.target == target and match.low <= match.runtime <= match.high
+        assert match.provenance["weights"] == {"weights": "random"}
+        assert match.provenance["prompts"]["texts"] == ["a circle"]
+        assert match.provenance["commit"] and match.provenance["machine"]
+        assert str(match) in shown
+    assert hsa_bench("calibrate", tmp_path, "-m", *arguments, "target=0.5,0.25") == 0
+    assert (tmp_path / "tiny.jsonl").read_text().splitlines() == lines
