@@ -4,8 +4,6 @@ Shapes: B batch, N latent tokens, K rows that run (the active tokens), C channel
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -44,7 +42,6 @@ def groups_by_fraction(change: Tensor, fractions: Sequence[float]) -> Tensor:
     return torch.empty_like(order).scatter_(1, order, group_of_rank.expand_as(order))
 
 
-@dataclass(frozen=True, eq=False)
 class Rows:
     """The active tokens of a batch, as one rectangle of rows to run.
 
@@ -54,43 +51,30 @@ class Rows:
 
     Args:
         active: (B, N) bool.
+
+    Attributes:
+        counts: active tokens of each sample.
+        index: (B, K) token index of each row, in ascending order, padding last.
     """
 
-    active: Tensor
-
-    @cached_property
-    def counts(self) -> list[int]:
-        """Active tokens of each sample."""
-        return self.active.sum(1).tolist()
-
-    @cached_property
-    def index(self) -> Tensor:
-        """(B, K) token index of each row, in ascending order, padding last."""
-        index = self.active.new_zeros(len(self.counts), max(*self.counts, 1), dtype=torch.long)
-        for row, sample in zip(index, self.active, strict=True):
+    def __init__(self, active: Tensor) -> None:
+        self.active = active
+        num_samples, num_tokens = active.shape
+        self.counts: list[int] = active.sum(1).tolist()
+        num_rows = max(*self.counts, 1)
+        self.index = active.new_zeros(num_samples, num_rows, dtype=torch.long)
+        for row, sample in zip(self.index, active, strict=True):
             tokens = sample.nonzero().flatten()
             row[: len(tokens)] = tokens
-        return index
-
-    @cached_property
-    def _flat(self) -> Tensor:
-        """(B * K,) row index into a tensor of shape (B * N, ...)."""
-        offset = torch.arange(len(self.index), device=self.index.device) * self.active.shape[1]
-        return (self.index + offset[:, None]).flatten()
-
-    @cached_property
-    def _kept(self) -> Tensor | None:
-        """Positions in (B * K,) of the rows that are not padding, None where there is none."""
-        num_rows = self.index.shape[1]
-        if min(self.counts) == num_rows:
-            return None
-        rank = torch.arange(num_rows, device=self.index.device)
-        counts = torch.tensor(self.counts, device=self.index.device)
-        return (rank < counts[:, None]).flatten().nonzero().flatten()
-
-    @cached_property
-    def _target(self) -> Tensor:
-        return self._flat if self._kept is None else self._flat[self._kept]
+        offset = torch.arange(num_samples, device=active.device) * num_tokens
+        self._flat = (self.index + offset[:, None]).flatten()  # rows of a (B * N, ...) tensor
+        self._kept: Tensor | None = None  # those that are not padding, None where there is none
+        self._target = self._flat
+        if min(self.counts) < num_rows:
+            rank = torch.arange(num_rows, device=active.device)
+            counts = torch.tensor(self.counts, device=active.device)
+            self._kept = (rank < counts[:, None]).flatten().nonzero().flatten()
+            self._target = self._flat[self._kept]
 
     def take(self, full: Tensor) -> Tensor:
         """Gather rows: (B, N, ...) -> (B, K, ...)."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isclose
+from typing import Literal
 
 from hsa.schedule import Schedule, solve
 
@@ -22,6 +23,12 @@ class HSAConfig:
     The velocity change is measured over the `warmup_steps`. `budgets[0]` must be the number of
     inference steps the pipeline is called with.
 
+    Where the keys and values of all tokens are kept (`hsa.memory` says how large they are):
+
+    * `kv_dtype`: "model", as computed; "fp8", 8 bits with a scale for each token and head.
+    * `kv_device`: "model", beside the weights; "host", in pinned memory, layer by layer on the way
+      while the one before computes.
+
     Raises:
         ValueError: one line with the field, its value and what it may be.
     """
@@ -31,6 +38,8 @@ class HSAConfig:
     thresholds: Sequence[float] | None = None
     warmup_steps: int = 5
     cooldown_steps: int = 1
+    kv_dtype: Literal["model", "fp8"] = "model"
+    kv_device: Literal["model", "host"] = "model"
 
     def __post_init__(self) -> None:
         for name in ("budgets", "fractions", "thresholds"):
@@ -58,6 +67,9 @@ class HSAConfig:
                 raise ValueError(f"thresholds: {self.thresholds} must not increase")
             if any(not threshold >= 0 for threshold in self.thresholds):
                 raise ValueError(f"thresholds: {self.thresholds} must be at least 0")
+        for name, choices in (("kv_dtype", ("model", "fp8")), ("kv_device", ("model", "host"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: {getattr(self, name)!r}; choices: {', '.join(choices)}")
 
     @classmethod
     def for_runtime(

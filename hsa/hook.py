@@ -5,47 +5,49 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
-from hsa.allocation import Rows, groups_by_fraction, groups_by_threshold, velocity_change
+from hsa.adapter import Adapter, Branch, Forward
+from hsa.allocation import Rows, groups_by_fraction, groups_by_threshold
 from hsa.config import HSAConfig
-from hsa.kv_cache import Branch, Forward
-from hsa.registry import registered
-from hsa.schedulers import EulerFlowMatch, euler
+from hsa.ltx import LTX2Adapter, LTXAdapter
+from hsa.registry import RunningBranch, registered
+from hsa.schedulers import CachedEuler, euler
 from hsa.trace import TRACE_HOOK, Trace, experts, record_calls
 from hsa.wan import WanAdapter
 
 HSA_HOOK = "hsa"
-ADAPTERS = {"WanTransformer3DModel": WanAdapter}
+ADAPTERS = {
+    "WanTransformer3DModel": WanAdapter,
+    "LTX2VideoTransformer3DModel": LTX2Adapter,
+    "LTXVideoTransformer3DModel": LTXAdapter,
+}
 
 
 @contextmanager
 def apply_hsa(pipe: DiffusionPipeline, config: HSAConfig) -> Iterator[Trace]:
     """Sample with HSA inside the block; the pipeline is as before when it ends, however it ends.
 
-    The scheduler is replaced by `EulerFlowMatch` on the same sigma grid for the length of the
-    block: the cached Euler update is exact under it alone.
+    The scheduler is replaced by `CachedEuler` on the same sigma grid for the length of the block:
+    the cached Euler update is exact under it alone.
 
     Yields:
         The trace of what runs. Its allocation is that of the last video made.
 
     Raises:
-        ValueError: a transformer that HSA does not support, or that has a cache installed; while
-            sampling, a number of steps other than `config.budgets[0]`.
+        ValueError: a transformer that HSA does not support, or that has a cache or parallelism
+            installed; while sampling, a number of steps other than `config.budgets[0]`.
         FloatingPointError: while sampling, a velocity that is not finite.
     """
     trace = Trace()
     with ExitStack() as stack:
-        stack.enter_context(euler(pipe))
+        stack.enter_context(euler(pipe, CachedEuler))
+        adapters = {name: _adapter(model, name) for name, model in experts(pipe).items()}
         session = _Session(pipe, config, trace)
-        for expert, transformer in experts(pipe).items():
-            adapter = _adapter(transformer, expert)
-            stack.enter_context(adapter.installed())
-            hook = HSAHook(session, adapter, expert)
-            stack.enter_context(registered(transformer, hook, HSA_HOOK))
         stack.enter_context(record_calls(pipe, trace))
+        for expert, adapter in adapters.items():
+            stack.enter_context(_Expert(session, adapter, expert).installed())
         yield trace
 
 
@@ -59,38 +61,46 @@ class Video:
         self.steps: dict[str, int] = {}  # last step of each branch; the first branch is measured
         self.changes: list[Tensor] = []  # (B, N) each
         self.groups: Tensor | None = None  # (B, N)
-        self._rows: dict[tuple[int, ...], Rows | None] = {}
+        self._rows: dict[tuple, Rows] = {}
 
     def follows(self, step: int, branch: str) -> bool:
         """Whether a forward of `branch` at `step` can belong to this video: time only advances."""
         return step >= max(self.steps.values()) and step != self.steps.get(branch)
 
-    def branch(self, step: int, branch: str, expert: str) -> Branch:
-        """The memory of a branch; an expert that takes over starts without any."""
+    def start(
+        self, step: int, branch: str, expert: str, copies: int, device: torch.device
+    ) -> Forward:
+        """The forward of `branch` at `step`, on a batch of `copies` times the samples.
+
+        An expert that takes over starts without a memory, so that its first forward is a full one.
+        """
         if expert != self.expert:
             self.expert, self.branches = expert, {}
         self.steps[branch] = step
-        return self.branches.setdefault(branch, Branch())
+        memory = self.branches.setdefault(branch, Branch(self.config, device))
+        rows = None if memory.velocity is None else self._active_rows(step, copies)
+        return Forward(memory, rows, step, branch, copies)
 
-    def active_rows(self, step: int) -> Rows | None:
+    def finish(self, forward: Forward, previous: Tensor | None) -> None:
+        """Note the velocity change of a warm-up step; cut the groups after the last of them."""
+        step, last = forward.step, self.config.schedule.steps - 1
+        if forward.name == next(iter(self.steps)) and step < self.config.warmup_steps:
+            if previous is not None:
+                self.changes.append(forward.velocity_change(previous))
+            if step == self.config.warmup_steps - 1:
+                self._allocate(forward.grid)
+        if step == last:
+            del self.branches[forward.name]  # makes room for the decoder
+
+    def _active_rows(self, step: int, copies: int) -> Rows | None:
         """The tokens of all groups active at `step`; None where that is every token."""
         groups = self.config.schedule.active_groups(step)
         if len(groups) == len(self.config.budgets):
             return None
-        if groups not in self._rows:
-            active = torch.isin(self.groups, self.groups.new_tensor(groups))
-            self._rows[groups] = None if active.all() else Rows(active)
-        return self._rows[groups]
-
-    def measure(self, step: int, branch: str, forward: Forward, previous: Tensor | None) -> None:
-        """Note the velocity change of a warm-up step; cut the groups after the last of them."""
-        if branch != next(iter(self.steps)) or step >= self.config.warmup_steps:
-            return
-        if previous is not None:
-            change = velocity_change(forward.branch.velocity, previous)
-            self.changes.append(change if forward.given is None else change * ~forward.given)
-        if step == self.config.warmup_steps - 1:
-            self._allocate(forward.grid)
+        if (groups, copies) not in self._rows:
+            active = torch.isin(self.groups, self.groups.new_tensor(groups)).repeat(copies, 1)
+            self._rows[groups, copies] = None if active.all() else Rows(active)
+        return self._rows[groups, copies]
 
     def _allocate(self, grid: tuple[int, int, int]) -> None:
         if not self.changes:
@@ -107,44 +117,6 @@ class Video:
         self.trace.velocity_change = change.unflatten(1, grid).cpu()
 
 
-class HSAHook(ModelHook):
-    """Runs each forward of one expert on the active tokens only."""
-
-    _is_stateful = True
-
-    def __init__(self, session: "_Session", adapter: WanAdapter, expert: str) -> None:
-        super().__init__()
-        self.session, self.adapter, self.expert = session, adapter, expert
-        self.contexts = StateManager(BaseState)  # diffusers sets the running guidance branch here
-
-    def new_forward(self, module: nn.Module, *args, **kwargs):
-        name = self.contexts.context.name
-        try:
-            step, video = self.session.enter(name)
-            branch = video.branch(step, name, self.expert)
-            previous = branch.velocity
-            rows = None if previous is None else video.active_rows(step)
-            self.adapter.forward = forward = Forward(branch, rows)
-            output = self.fn_ref.original_forward(*args, **kwargs)
-            if not branch.velocity.isfinite().all():
-                raise FloatingPointError(
-                    f"velocity is not finite at step {step}, branch {name!r}, {self.expert}"
-                )
-            video.measure(step, name, forward, previous)
-            if step == video.config.schedule.steps - 1:
-                del video.branches[name]  # makes room for the decoder
-            return output
-        except BaseException:
-            self.session.video = None
-            raise
-        finally:
-            self.adapter.forward = None
-
-    def reset_state(self, module: nn.Module) -> None:
-        """Called by diffusers at the end of a pipeline call."""
-        self.session.video = None
-
-
 class _Session:
     """What the experts of one pipeline share while HSA is applied: the running video."""
 
@@ -152,19 +124,24 @@ class _Session:
         self.pipe, self.config, self.trace = pipe, config, trace
         self.video: Video | None = None
 
-    def enter(self, branch: str) -> tuple[int, Video]:
-        """The running step and its video, a new one where the last was left unfinished."""
+    def forget(self) -> None:
+        self.video = None
+
+    def start(self, branch: str, expert: str, device: torch.device) -> Forward:
+        """The running forward, of a new video where the last was left unfinished."""
         step = self.pipe.scheduler.step_index or 0
         if self.video is None or not self.video.follows(step, branch):
             self._check_scheduler()
             self.video = Video(self.config, self.trace)
-        return step, self.video
+        # LTX pipelines run [uncond, cond] as one batch.
+        batched = branch == "cond_uncond" and self.pipe.do_classifier_free_guidance
+        return self.video.start(step, branch, expert, 2 if batched else 1, device)
 
     def _check_scheduler(self) -> None:
         scheduler = self.pipe.scheduler
-        if not isinstance(scheduler, EulerFlowMatch):
+        if not isinstance(scheduler, CachedEuler):
             raise ValueError(
-                f"scheduler: {type(scheduler).__name__} was set after HSA; choices: EulerFlowMatch"
+                f"scheduler: {type(scheduler).__name__} was set after HSA; choices: CachedEuler"
             )
         if scheduler.num_inference_steps != self.config.schedule.steps:
             raise ValueError(
@@ -173,10 +150,65 @@ class _Session:
             )
 
 
-def _adapter(transformer: nn.Module, expert: str) -> WanAdapter:
+class _Expert:
+    """Runs each forward of one transformer on the active tokens only.
+
+    By plain torch hooks: they outlive whatever replaces `forward` in between, as CPU offload does.
+    """
+
+    def __init__(self, session: _Session, adapter: Adapter, name: str) -> None:
+        self.session, self.adapter, self.name = session, adapter, name
+        self.branch = RunningBranch(ended=session.forget)
+        self.previous: Tensor | None = None  # velocity of the branch before the running forward
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        transformer = self.adapter.transformer
+        with registered(transformer, self.branch, HSA_HOOK), self.adapter.installed():
+            handles = [
+                transformer.register_forward_pre_hook(self._start, with_kwargs=True),
+                transformer.register_forward_hook(self._finish, always_call=True),
+            ]
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    def _start(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        forward = self.session.start(self.branch.name, self.name, module.device)
+        self.previous = forward.branch.velocity
+        return self.adapter.begin(forward, args, kwargs)
+
+    def _finish(self, module: nn.Module, args: tuple, output: tuple | None) -> tuple | None:
+        """`output` is None where the forward has failed."""
+        forward, video = self.adapter.forward, self.session.video
+        try:
+            if output is None:
+                return None
+            output = self.adapter.scatter(output)
+            if not forward.branch.velocity.isfinite().all():
+                raise FloatingPointError(
+                    f"velocity is not finite at step {forward.step}, branch {forward.name!r}, "
+                    f"{self.name}"
+                )
+            video.finish(forward, self.previous)
+            self.session.pipe.scheduler.stale = forward.stale()
+            video = None
+            return output
+        finally:
+            self.previous = None
+            self.adapter.end()
+            if video is not None:
+                self.session.forget()
+
+
+def _adapter(transformer: nn.Module, expert: str) -> Adapter:
     kind = type(transformer).__name__
     if kind not in ADAPTERS:
         raise ValueError(f"{expert}: {kind} is not supported; choices: {', '.join(ADAPTERS)}")
+    if transformer._parallel_config is not None:
+        raise ValueError(f"{expert}: parallelism is enabled; HSA runs on one device")
     for module in transformer.modules():
         registry: HookRegistry | None = getattr(module, "_diffusers_hook", None)
         for name, hook in registry.hooks.items() if registry else ():

@@ -1,74 +1,149 @@
-"""What one guidance branch remembers of every token, and the forward that refreshes some of it.
+"""Keys and values of every token, kept by attention layer, in the dtype and place that fit.
 
-Shapes: B batch, N latent tokens, K rows that run, H heads, D head width, C channels of one token.
+Shapes: B batch, N latent tokens, K rows that run, H heads, D head width.
 """
 
-from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from hsa.allocation import Rows
 
+FP8 = torch.float8_e4m3fn
+FP8_TOP = 440.0  # of 448: rounding a scale to the model's dtype must not push past the largest
 
-class KVCache:
-    """Keys and values (B, N, H, D) of every token, one pair a self-attention layer."""
 
-    def __init__(self) -> None:
-        self.layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+class LayerCache:
+    """K/V of one attention layer in one guidance branch, resident where the model runs.
 
-    def update(
-        self, layer: nn.Module, rows: Rows | None, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Take in fresh rows (B, K, H, D) and return the keys and values of all N tokens.
+    Allocated once, by the first forward; later forwards write their rows in place. An instance sits
+    on its attention module while a forward runs, so that one processor serves all layers and
+    `torch.compile` sees one graph for all blocks.
+    """
 
-        With `rows` None every token is fresh and the given tensors become the cache, uncopied;
-        otherwise the rows are written in place and the others keep their last value.
+    def __init__(self, fp8: bool = False) -> None:
+        self.fp8 = fp8
+        self.rows: Rows | None = None  # of the running forward; None: every token
+        self.stored: tuple[Tensor, ...] = ()  # key, value; under fp8 each followed by its scales
+
+    def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in fresh rows (B, K, H, D), return the keys and values (B, N, H, D) to attend to.
+
+        Where every token is fresh these are the given tensors themselves, whatever the policy.
         """
-        if rows is None:
-            self.layers[layer] = key.contiguous(), value.contiguous()
-        else:
-            for cached, fresh in zip(self.layers[layer], (key, value), strict=True):
-                rows.put(cached, fresh)
-        return self.layers[layer]
-
-
-@dataclass(eq=False)
-class Branch:
-    """Memory of one guidance branch ("cond", "uncond", ...): K/V and velocity, each token's latest.
-
-    `velocity` is (B, N, C) in the model's dtype, None before the first forward.
-    """
-
-    cache: KVCache = field(default_factory=KVCache)
-    velocity: Tensor | None = None
-
-
-@dataclass(eq=False)
-class Forward:
-    """One running forward: its branch and the rows it runs (None: every token).
-
-    The adapter of the model family calls the methods at the right places and fills in `grid`,
-    the (F, H, W) of the tokens, and `given`, (B, N) bool, true where a token is a condition
-    and not denoised (None: nowhere).
-    """
-
-    branch: Branch
-    rows: Rows | None
-    grid: tuple[int, int, int] | None = None
-    given: Tensor | None = None
-
-    def take(self, full: Tensor) -> Tensor:
-        """The rows that run: (B, N, ...) -> (B, K, ...)."""
-        return full if self.rows is None else self.rows.take(full)
-
-    def keys_and_values(self, layer: nn.Module, key: Tensor, value: Tensor):
-        """(B, K, H, D) fresh -> (B, N, H, D) of all tokens, stale rows included."""
-        return self.branch.cache.update(layer, self.rows, key, value)
-
-    def velocity(self, fresh: Tensor) -> Tensor:
-        """(B, K, C) fresh -> (B, N, C), cached rows included: the cached Euler update."""
+        fresh = self._encode(key) + self._encode(value)
         if self.rows is None:
-            self.branch.velocity = fresh
-        else:
-            self.rows.put(self.branch.velocity, fresh)
-        return self.branch.velocity
+            self._keep(fresh)
+            return key, value
+        stored = self._fetch()
+        for full, rows in zip(stored, fresh, strict=True):
+            self.rows.put(full, rows)
+        self._return(stored)
+        half = len(stored) // 2
+        return self._decode(*stored[:half]), self._decode(*stored[half:])
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(B, K, H, D) -> itself, or fp8 bytes (B, K, H, D) and scales (B, K, H, 1)."""
+        if not self.fp8:
+            return (x,)
+        largest = x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        scale = largest / FP8_TOP
+        return (x / scale).to(FP8).view(torch.uint8), scale
+
+    def _decode(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return x if scale is None else x.view(FP8).to(scale.dtype) * scale
+
+    def _keep(self, fresh: tuple[Tensor, ...]) -> None:
+        if not self.stored:
+            self.stored = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in fresh)
+        for full, x in zip(self.stored, fresh, strict=True):
+            full.copy_(x)
+
+    def _fetch(self) -> tuple[Tensor, ...]:
+        return self.stored
+
+    def _return(self, stored: tuple[Tensor, ...]) -> None:
+        pass
+
+
+class Transfers:
+    """Host traffic of one branch: a stream beside the model's, and the order of its layers."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.module: Any = torch.get_device_module(device)
+        self.stream = self.module.Stream(device)
+        self.layers: list[HostCache] = []  # in the order in which a forward meets them
+
+    def current_stream(self) -> Any:
+        """The stream that the model computes on."""
+        return self.module.current_stream(self.device)
+
+    def wait_for_model(self) -> None:
+        self.stream.wait_stream(self.current_stream())
+
+    def used_by(self, tensor: Tensor, stream: Any) -> None:
+        """Keep the memory of a device tensor until `stream` is done with it."""
+        if self.device.type != "cpu":
+            tensor.record_stream(stream)
+
+
+class HostCache(LayerCache):
+    """K/V of one layer in pinned host memory.
+
+    While a layer computes, the next one's K/V travel to the device and the last one's back, all on
+    one stream of their own; a partial step moves every row of every layer both ways. The device
+    holds about three layers at a time.
+    """
+
+    def __init__(self, transfers: Transfers, fp8: bool = False) -> None:
+        super().__init__(fp8)
+        self.transfers = transfers
+        self.arriving: tuple[Tensor, ...] = ()
+        self.arrived: Any = None  # event
+
+    @torch.compiler.disable
+    def exchange(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return super().exchange(key, value)
+
+    def prefetch(self) -> None:
+        """Start the way to the device; does nothing where it is under way or nothing is kept."""
+        if self.arriving or not self.stored:
+            return
+        link = self.transfers
+        with link.module.stream(link.stream):
+            self.arriving = tuple(
+                x.to(link.device, non_blocking=True, copy=True) for x in self.stored
+            )
+            self.arrived = link.stream.record_event()
+
+    def _keep(self, fresh: tuple[Tensor, ...]) -> None:
+        if not self.stored:
+            pinned = self.transfers.device.type != "cpu"
+            self.stored = tuple(
+                torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned) for x in fresh
+            )
+            self.transfers.layers.append(self)
+        self._return(fresh)
+
+    def _fetch(self) -> tuple[Tensor, ...]:
+        self.prefetch()
+        link = self.transfers
+        current = link.current_stream()
+        current.wait_event(self.arrived)
+        here, self.arriving = self.arriving, ()
+        for x in here:
+            link.used_by(x, current)
+        following = link.layers.index(self) + 1
+        if following < len(link.layers):
+            link.layers[following].prefetch()
+        return here
+
+    def _return(self, fresh: tuple[Tensor, ...]) -> None:
+        link = self.transfers
+        link.wait_for_model()
+        with link.module.stream(link.stream):
+            for kept, x in zip(self.stored, fresh, strict=True):
+                kept.copy_(x, non_blocking=True)
+                link.used_by(x, link.stream)

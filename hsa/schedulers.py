@@ -54,11 +54,53 @@ class EulerFlowMatch(FlowMatchEulerDiscreteScheduler):
         return super().step(model_output.float(), *args, **kwargs)
 
 
+class CachedEuler(EulerFlowMatch):
+    """The cached Euler update of HSA: a token that did not run moves by its last guided velocity.
+
+    Under plain guidance this is what the pipeline computes anyway, because guidance is linear in
+    the cached velocities. Guidance rescale (LTX-2) is not: it takes a standard deviation over all
+    tokens, and would give a token that did not run another velocity at each step.
+
+    Attributes:
+        stale: (B, F, H, W) bool, true where a token did not run in this step, or None.
+    """
+
+    stale: torch.Tensor | None = None
+    _velocity: torch.Tensor | None = None
+
+    def step(self, model_output: torch.Tensor, *args: Any, **kwargs: Any):
+        velocity = model_output.float()
+        if self.stale is not None:
+            velocity = torch.where(_spread(self.stale, velocity), self._velocity, velocity)
+        self.stale, self._velocity = None, velocity
+        return super().step(velocity, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict) -> EulerFlowMatch:
+        """LTX-2 pipelines copy the scheduler for their audio, every token of which runs."""
+        return EulerFlowMatch.like(self)
+
+
+def _spread(tokens: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """A value for each token, (B, F, H, W), in the layout of `latents`.
+
+    Latents are packed, (B, N, C), or (B, C, F, H, W) in patches of tokens; image-to-video
+    pipelines of LTX leave the first frame out.
+    """
+    if latents.ndim == 3:
+        return tokens.flatten(1)[..., None]
+    frames, height, width = latents.shape[2:]
+    tokens = tokens[:, None, -frames:]
+    height, width = height // tokens.shape[3], width // tokens.shape[4]
+    return tokens.repeat_interleave(height, 3).repeat_interleave(width, 4)
+
+
 @contextmanager
-def euler(pipe: DiffusionPipeline) -> Iterator[EulerFlowMatch]:
-    """Run `pipe` under `EulerFlowMatch`; its own scheduler object comes back untouched."""
+def euler(
+    pipe: DiffusionPipeline, scheduler_class: type[EulerFlowMatch] = EulerFlowMatch
+) -> Iterator[EulerFlowMatch]:
+    """Run `pipe` under `scheduler_class`; its own scheduler object comes back untouched."""
     original = pipe.scheduler
-    pipe.scheduler = EulerFlowMatch.like(original)
+    pipe.scheduler = scheduler_class.like(original)
     try:
         yield pipe.scheduler
     finally:

@@ -15,25 +15,20 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get_qkv_projections
 from torch import Tensor, nn
 
-from hsa.kv_cache import Forward
+from hsa.adapter import Adapter
 
 
-class WanAdapter:
-    """Gathers the rows of the running `forward` and scatters what they yield."""
+class WanAdapter(Adapter):
+    processors = (WanAttnProcessor,)
 
-    def __init__(self, transformer: nn.Module) -> None:
-        for block in transformer.blocks:
-            if type(block.attn1.processor) is not WanAttnProcessor:
-                raise ValueError(
-                    f"attn1.processor: {type(block.attn1.processor).__name__} cannot be replaced; "
-                    "choices: WanAttnProcessor"
-                )
-        self.transformer = transformer
-        self.forward: Forward | None = None
+    def cached_layers(self) -> Iterator[nn.Module]:
+        return (block.attn1 for block in self.transformer.blocks)
+
+    def rows_processor(self) -> "_RowsProcessor":
+        return _RowsProcessor()
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Hook the transformer; afterwards its processors and hooks are the ones it had."""
         model = self.transformer
         handles = [
             model.rope.register_forward_hook(self._gather_rope),
@@ -43,25 +38,15 @@ class WanAdapter:
             ),
             model.proj_out.register_forward_hook(self._scatter_velocity),
         ]
-        originals = [(block.attn1, block.attn1.processor) for block in model.blocks]
-        processor = _RowsProcessor(self, originals[0][1])
         try:
-            for attention, _ in originals:
-                attention.set_processor(processor)
-            yield
+            with super().installed():
+                yield
         finally:
-            for attention, original in originals:
-                attention.set_processor(original)
             for handle in handles:
                 handle.remove()
 
     def _gather_rope(self, module, args, output: tuple[Tensor, Tensor]):
         """(1, N, 1, D) cos and sin, each entry twice -> (1 or B, K, 1, D / 2), each entry once."""
-        if self.forward is None:
-            raise RuntimeError(
-                "HSA's hook is gone from the transformer: CPU offload re-installs its own after a "
-                "call; apply HSA anew for each call, or before enable_model_cpu_offload"
-            )
         cos, sin = (table[..., ::2].contiguous() for table in output)
         if self.forward.rows is None:
             return cos, sin
@@ -94,17 +79,12 @@ class WanAdapter:
 class _RowsProcessor:
     """Wan self-attention whose queries are the rows that run and whose keys are all tokens."""
 
-    def __init__(self, adapter: WanAdapter, original: WanAttnProcessor) -> None:
-        self._adapter = adapter
-        self._attention_backend = original._attention_backend
-        self._parallel_config = original._parallel_config
-
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb):
         query, key, value = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
         heads = (attn.heads, -1)
         query = _rotate(attn.norm_q(query).unflatten(2, heads), *rotary_emb)  # (B, K, H, D)
         key = _rotate(attn.norm_k(key).unflatten(2, heads), *rotary_emb)
-        key, value = self._adapter.forward.keys_and_values(attn, key, value.unflatten(2, heads))
+        key, value = attn.kv_cache.exchange(key, value.unflatten(2, heads))
         output = dispatch_attention_fn(
             query,
             key,
