@@ -1,0 +1,45 @@
+"""When a video begins: the moment for a cache to forget the one before, finished or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from hsa.registry import RunningBranch, registered
+from hsa.trace import experts
+
+_HOOK = "each_video"
+
+# Called with the transformer, the guidance branch and the number of videos in the call.
+Begin = Callable[[nn.Module, str, int], None]
+
+
+class _FirstCalls(RunningBranch):
+    def __init__(self, pipe: DiffusionPipeline, begin: Begin) -> None:
+        super().__init__()
+        self.pipe, self.begin = pipe, begin
+        self.steps: dict[str, int] = {}  # last step of each branch
+
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+        step, branch = self.pipe.scheduler.step_index or 0, self.name
+        if step <= self.steps.get(branch, step):  # within a video, time only advances
+            both = branch == "cond_uncond" and self.pipe.do_classifier_free_guidance
+            self.begin(module, branch, len(kwargs["hidden_states"]) // (2 if both else 1))
+        self.steps[branch] = step
+        return args, kwargs
+
+
+@contextmanager
+def each_video(pipe: DiffusionPipeline, begin: Begin) -> Iterator[None]:
+    """Call ``begin`` before the first call of each guidance branch of each expert in every video.
+
+    A video that was interrupted counts as ended when the next one begins.
+    """
+    with ExitStack() as stack:
+        for transformer in experts(pipe).values():
+            stack.enter_context(registered(transformer, _FirstCalls(pipe, begin), _HOOK))
+        yield
