@@ -89,16 +89,16 @@ class _Probed(Rule):
         self.step, self.skipping = step, False
 
     def run(self, key: int, tokens: Streams, compute: Callable[[], Streams]) -> Streams:
-        if self.skipping:
-            return tokens
         if key == 0:
             self.entered = tokens
-        self.left = compute()
-        if key == self.method.probe_depth - 1:
-            self.probe_residual = _difference(self.left, self.entered)
-            self.skipping = self._skip(self.left[0])
+        if key == self.method.probe_depth:  # the probe has run: tokens are its output
+            self.probe_residual = _difference(tokens, self.entered)
+            self.skipping = self._skip(tokens[0])
             if self.skipping:
                 return self._extrapolated()
+        if self.skipping:
+            return tokens
+        self.left = compute()
         return self.left
 
     def end(self) -> None:
