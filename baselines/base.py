@@ -112,7 +112,6 @@ class Method(ABC):
         Raises:
             ValueError: the settings do not fit the request, or the pipe has a cache already.
         """
-        from hsa.schedulers import euler
         from hsa.trace import Trace, experts, record_calls
 
         self.validate(request)
@@ -120,11 +119,17 @@ class Method(ABC):
             if transformer.is_cache_enabled:
                 raise ValueError(f"{expert}: a cache is enabled already; disable_cache() first")
         trace = Trace()
-        with euler(pipe), self.install(pipe, request), record_calls(pipe, trace):
+        with self.sampler(pipe), self.install(pipe, request), record_calls(pipe, trace):
             yield trace
 
+    def sampler(self, pipe: DiffusionPipeline) -> AbstractContextManager[Any]:
+        """Sets the pipe's scheduler: Euler, the same for all methods under comparison."""
+        from hsa.schedulers import euler
+
+        return euler(pipe)
+
     def install(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[None]:
-        """The method's own hooks on a pipe that already samples with Euler."""
+        """The method's own hooks on a pipe whose scheduler is set."""
         return nullcontext()
 
 

@@ -1,55 +1,53 @@
-"""TeaCache by the official rule for Wan, and the fit of its polynomial for other models.
+"""TeaCache by the official rules, and the fit of its polynomial for other models.
 
 On Wan the rule looks at the timestep embedding only, so its decisions are the same for every
-prompt, seed and guidance branch: an adaptive-looking schedule that is fixed by the threshold.
+prompt, seed and guidance branch: an adaptive-looking schedule that is fixed by the threshold. On
+LTX-Video it looks at the modulated input of the first block, which is the sample's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from baselines.base import Request, is_number, is_numbers, require
-from baselines.policy import Call, Policy, ReuseMethod, relative_change
+from baselines.policy import (
+    Call,
+    Policy,
+    ReuseMethod,
+    Tap,
+    modulated_input,
+    one_video,
+    relative_change,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor
 
-# Highest power first. The official sets: github.com/ali-vilab/TeaCache (Apache-2.0) at 7c10efc,
-# TeaCache4Wan2.1/teacache_generate.py; model -> {use_ret_steps: coefficients}.
+Watch = Callable[[Call], "Tensor"]
+
 IDENTITY = (1.0, 0.0)
-OFFICIAL = {
-    "wan2.1-t2v-1.3b": {
-        True: (-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02),
-        False: (2.39676752e03, -1.31110545e03, 2.01331979e02, -8.29855975e00, 1.37887774e-01),
-    },
-    "wan2.1-t2v-14b": {
-        True: (-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01),
-        False: (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
-    },
-    "wan2.1-i2v-14b-480p": {
-        True: (2.57151496e05, -3.54229917e04, 1.40286849e03, -1.35890334e01, 1.32517977e-01),
-        False: (-3.02331670e02, 2.23948934e02, -5.25463970e01, 5.87348440e00, -2.01973289e-01),
-    },
-    "wan2.1-i2v-14b-720p": {
-        True: (8.10705460e03, 2.13393892e03, -3.72934672e02, 1.66203073e01, -4.17769401e-02),
-        False: (-114.36346466, 65.26524496, -18.82220707, 4.91518089, -0.23412683),
-    },
-}
+# model -> {"ret" or "noret": coefficients}, highest power first; its "source" says whose.
+OFFICIAL = json.loads((files("baselines") / "tables/teacache_coefficients.json").read_text())
+OFFICIAL.pop("source")
 
 
 @dataclass(frozen=True)
 class TeaCache(ReuseMethod):
-    """Skip while the accumulated, rescaled change of the timestep embedding is below ``threshold``.
+    """Skip while the accumulated, rescaled change of the signal is below ``threshold``.
 
     ``coefficients``: a model of the official table, ``identity``, or the numbers of a polynomial
-    that `calibrate` fitted. ``use_ret_steps``: the official flag of that name, which watches the
-    projected embedding, protects 5 first steps instead of 1, and does not protect the last one.
+    that `calibrate` fitted. ``use_ret_steps``: the official flag of that name for Wan, which
+    watches the projected embedding, protects 5 first steps instead of 1, and does not protect the
+    last one.
     """
 
     version: ClassVar[int] = 1
@@ -59,6 +57,8 @@ class TeaCache(ReuseMethod):
     deviations: ClassVar[tuple[str, ...]] = (
         "models with a timestep per token: the last token's embedding stands for all",
         "two experts: each starts with a computed step",
+        "LTX-Video: the residual ends at the last block, the official one after the output norm",
+        "LTX-2, for which there is no official rule: that of LTX-Video on the video tokens",
     )
     knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
 
@@ -73,7 +73,7 @@ class TeaCache(ReuseMethod):
             return self.coefficients
         if self.coefficients == "identity":
             return IDENTITY
-        return OFFICIAL[self.coefficients][self.use_ret_steps]
+        return tuple(OFFICIAL[self.coefficients]["ret" if self.use_ret_steps else "noret"])
 
     def validate(self, request: Request) -> None:
         require(is_number(self.threshold), "teacache.threshold", self.threshold, "a number >= 0")
@@ -90,32 +90,54 @@ class TeaCache(ReuseMethod):
             self.coefficients,
             f"one of identity, {', '.join(OFFICIAL)}, or a list from `hsa-bench calibrate`",
         )
+        with_ret = [model for model, fits in OFFICIAL.items() if "ret" in fits]
+        require(
+            not self.use_ret_steps or self.coefficients not in OFFICIAL.keys() - with_ret,
+            "teacache.coefficients",
+            self.coefficients,
+            f"one of {', '.join(with_ret)} with use_ret_steps",
+        )
 
     def neutral(self, request: Request) -> TeaCache:
         return replace(self, threshold=0.0, coefficients="identity")
 
-    @property
-    def tap(self) -> str:
-        return _tap(self.use_ret_steps)
+    def policy(self, request: Request, watch: Watch) -> Policy:
+        free = range(5, request.steps) if self.use_ret_steps else range(1, request.steps - 1)
+        return _Rule(self.threshold, self.polynomial, free, watch)
 
-    def policy(self, request: Request) -> Policy:
-        if self.use_ret_steps:
-            return _Rule(self.threshold, self.polynomial, range(5, request.steps))
-        return _Rule(self.threshold, self.polynomial, range(1, request.steps - 1))
+    def install(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[None]:
+        from baselines.reuse import residual_reuse
+
+        wan = _is_wan(pipe)
+        require(
+            wan or not self.use_ret_steps, "teacache.use_ret_steps", True, "false, except on Wan"
+        )
+        fitting = [model for model in OFFICIAL if model.startswith("wan") == wan]
+        require(
+            self.coefficients not in OFFICIAL.keys() - fitting,
+            "teacache.coefficients",
+            self.coefficients,
+            f"identity, {', '.join(fitting)}: those of the model's own signal",
+        )
+        tap, watch = _watched(pipe, self.use_ret_steps)
+        return residual_reuse(pipe, partial(self.policy, request, watch), tap)
 
 
 class _Rule(Policy):
-    """Steps outside of ``free`` are computed whatever the embedding says."""
+    """Steps outside of ``free`` are computed whatever the signal says."""
 
-    def __init__(self, threshold: float, polynomial: Sequence[float], free: range) -> None:
+    def __init__(
+        self, threshold: float, polynomial: Sequence[float], free: range, watch: Watch
+    ) -> None:
         self.threshold, self.rescale, self.free = threshold, np.poly1d(polynomial), free
-        self.embedding: Tensor | None = None
+        self.watch = watch
+        self.signal: Tensor | None = None
         self.accumulated = 0.0
 
     def decide(self, call: Call) -> bool:
-        previous, self.embedding = self.embedding, _embedding(call.signal)
+        previous, self.signal = self.signal, self.watch(call)
         if previous is not None and call.step in self.free:
-            self.accumulated += self.rescale(relative_change(self.embedding, previous))
+            self.accumulated += self.rescale(relative_change(self.signal, previous))
             if self.accumulated < self.threshold:
                 return False
         self.accumulated = 0.0
@@ -123,17 +145,17 @@ class _Rule(Policy):
 
 
 class _Probe(Policy):
-    """Computes every step and notes how embedding and residual changed since the one before."""
+    """Computes every step and notes how signal and residual changed since the one before."""
 
-    def __init__(self, points: list[tuple[float, float]]) -> None:
-        self.points = points
+    def __init__(self, watch: Watch, points: list[tuple[float, float]]) -> None:
+        self.watch, self.points = watch, points
         self.before: tuple[Tensor, Tensor] | None = None
 
     def decide(self, call: Call) -> bool:
         return True
 
     def observe(self, call: Call, residual: Tensor) -> None:
-        now = _embedding(call.signal), residual.float()
+        now = self.watch(call), residual.float()
         if self.before is not None:
             self.points.append(tuple(map(relative_change, now, self.before)))
         self.before = now
@@ -142,10 +164,10 @@ class _Probe(Policy):
 def calibrate(
     pipe: DiffusionPipeline, requests: Iterable[Request], use_ret_steps: bool = False
 ) -> dict[str, Any]:
-    """Fit the polynomial that predicts the residual's change from the embedding's.
+    """Fit the polynomial that predicts the residual's change from the signal's.
 
     Every step of every request is computed, on the sigma grid that the methods use. Points are
-    (relative change of the embedding, relative change of the residual) of consecutive steps.
+    (relative change of the signal, relative change of the residual) of consecutive steps.
 
     Returns:
         ``coefficients`` (degree 4, highest power first), ``r2`` of the fit, and ``points``.
@@ -154,7 +176,8 @@ def calibrate(
     from hsa.schedulers import euler
 
     points: list[tuple[float, float]] = []
-    with euler(pipe), residual_reuse(pipe, partial(_Probe, points), tap=_tap(use_ret_steps)):
+    tap, watch = _watched(pipe, use_ret_steps)
+    with euler(pipe), residual_reuse(pipe, partial(_Probe, watch, points), tap):
         for request in requests:
             pipe(**request.kwargs(pipe) | {"output_type": "latent"})
 
@@ -164,11 +187,25 @@ def calibrate(
     return {"coefficients": coefficients.tolist(), "r2": float(1 - unexplained), "points": points}
 
 
-def _tap(use_ret_steps: bool) -> str:
-    """Official names: `e0`, the projected embedding, with ret steps; `e` without."""
-    return "condition_embedder." + ("time_proj" if use_ret_steps else "time_embedder")
+def _watched(pipe: DiffusionPipeline, use_ret_steps: bool) -> tuple[Tap, Watch]:
+    """On Wan, official names: `e0`, the projected embedding, with ret steps; `e` without."""
+    if not _is_wan(pipe):
+        return modulated_input, _video_tokens
+    return "condition_embedder." + ("time_proj" if use_ret_steps else "time_embedder"), _embedding
 
 
-def _embedding(signal: Tensor) -> Tensor:
+def _is_wan(pipe: DiffusionPipeline) -> bool:
+    from hsa.trace import experts
+
+    return all(hasattr(model, "condition_embedder") for model in experts(pipe).values())
+
+
+def _embedding(call: Call) -> Tensor:
     """(B, D) or (B, N, D) -> (D): the same for every sample; the last token is a noisy one."""
-    return signal[0].reshape(-1, signal.shape[-1])[-1].float()
+    return call.signal[0].reshape(-1, call.signal.shape[-1])[-1].float()
+
+
+def _video_tokens(call: Call) -> Tensor:
+    """(B, N, D), of the one video whose decisions the rule may take."""
+    one_video(call, "teacache")
+    return call.signal.float()
