@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from analysis.metrics.base import Metric
+from analysis.metrics.base import BatchMetric, Metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,23 +29,34 @@ def score(
     cannot judge gets a score record with the error; it counts as missing and is tried again.
 
     Args:
-        progress: called with (cells done, cells) after every cell.
+        progress: called with (cells done, cells) after every cell, once more of all cells for
+            every metric that scores many videos at once.
     """
     metrics = list(metrics)
-    for metric in metrics:
-        if reason := metric.unavailable():
+    for reason in dict.fromkeys(metric.unavailable() for metric in metrics):
+        if reason:
             warnings.warn(reason, stacklevel=2)
     usable = available(metrics)
+    single = [metric for metric in usable if not isinstance(metric, BatchMetric)]
+    batches = [metric for metric in usable if isinstance(metric, BatchMetric)]
+    total = len(plan.cells) * (1 + len(batches))
     refused: dict[str, list[str]] = defaultdict(list)  # metric -> errors
     # the plan keeps a prompt's settings together: two are its current video and its reference
     load = lru_cache(maxsize=2)(lambda key: _Decoded(store.sample(key)))
     for done, cell in enumerate(plan.cells, start=1):
         if store.has(cell.key):
-            for metric, error in _score_cell(cell, store, usable, load):
+            for metric, error in _score_cell(cell, store, single, load):
                 refused[metric].append(error)
         if progress:
-            progress(done, len(plan.cells))
+            progress(done, total)
+    for i, metric in enumerate(batches, start=1):
+        for done, errors in _score_chunks(plan, store, metric):
+            refused[metric.name] += errors
+            if progress:
+                progress(i * len(plan.cells) + done, total)
     for metric, errors in refused.items():
+        if not errors:
+            continue
         message = f"metric {metric} could not judge {len(errors)} videos, the first: {errors[0]}"
         warnings.warn(message, stacklevel=2)
 
@@ -91,6 +102,8 @@ def _score_cell(
     for metric in metrics:
         identity = _identity(cell, metric)
         reference_key = identity["reference_key"]
+        if not metric.applies(cell.inputs):
+            continue
         if reference_key == cell.key:  # fidelity of the reference to itself is no measurement
             continue
         if reference_key is not None and not store.has(reference_key):
@@ -100,6 +113,28 @@ def _score_cell(
             store.write_score(cell.key, **identity, values=values, error=error)
             if error is not None:
                 yield metric.name, error
+
+
+def _score_chunks(plan: Plan, store: Store, metric: BatchMetric) -> Iterator[tuple[int, list[str]]]:
+    """Writes what is missing chunk by chunk; yields (cells done, errors) after each."""
+    missing = [
+        cell
+        for cell in plan.cells
+        if store.has(cell.key)
+        and metric.applies(cell.inputs)
+        and stored_values(cell, metric, store.scores(cell.key)) is None
+    ]
+    settled = len(plan.cells) - len(missing)
+    yield settled, []
+    for start in range(0, len(missing), metric.chunk):
+        chunk = missing[start : start + metric.chunk]
+        errors = []
+        outcomes = metric.batch([store.sample(cell.key) for cell in chunk])
+        for cell, outcome in zip(chunk, outcomes, strict=True):
+            values, error = (None, outcome) if isinstance(outcome, str) else (outcome, None)
+            store.write_score(cell.key, **_identity(cell, metric), values=values, error=error)
+            errors += [error] if error else []
+        yield settled + start + len(chunk), errors
 
 
 def _evaluate(

@@ -6,8 +6,9 @@ Metrics are built to read scores too, so their modules import torch only where t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -52,9 +53,39 @@ class Metric(ABC):
         """Why this machine cannot compute the metric and what to do about it; None if it can."""
         return None
 
+    def applies(self, record: Mapping[str, Any]) -> bool:
+        """Whether the metric is defined for a video, by its record."""
+        return True
+
+    def parts(self) -> Sequence[Metric]:
+        """What is computed and stored by itself: the metric, or those that it is made of."""
+        return (self,)
+
     def parameters(self) -> dict[str, Any]:
         """Everything besides name and version that determines the numbers, JSON-able."""
         return asdict(self)
+
+
+class StoredSample(Sample, Protocol):
+    """A sample whose files another program can read."""
+
+    path: Path
+
+
+class BatchMetric(Metric):
+    """A metric that looks at many videos at once, because starting it is expensive."""
+
+    chunk: int
+
+    @abstractmethod
+    def batch(self, samples: Sequence[StoredSample]) -> list[dict[str, float] | str]:
+        """Named values of each video, or why it cannot be scored; at most `chunk` videos."""
+
+    def __call__(self, sample: StoredSample, reference: Sample | None = None) -> dict[str, float]:
+        (outcome,) = self.batch([sample])
+        if isinstance(outcome, str):
+            raise ValueError(outcome)
+        return outcome
 
 
 def frame_pair(sample: Sample, reference: Sample | None) -> tuple[np.ndarray, np.ndarray]:
