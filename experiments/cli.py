@@ -121,6 +121,7 @@ def run(session: Session) -> int:
     if config.logger.get("_target_"):
         build(config.logger, "logger")
     cells = plan(session.experiment)
+    _require_weights(cells.missing(store))
     store.clean()
     _set_aside_damaged(session, cells)
     missing = engine.share(cells.missing(store))
@@ -239,6 +240,13 @@ def _arguments(argv: Sequence[str] | None) -> tuple[str, list[str], bool, str | 
         raise SystemExit(_fail(f"{given[0]}: no such command; choose {', '.join(COMMANDS)}"))
     arguments = parser.parse_intermixed_args(given)
     return arguments.command, arguments.overrides, arguments.multirun, arguments.config_dir
+
+
+def _require_weights(cells: Sequence[Cell]) -> None:
+    """Refuse before anything runs what would fail at its first cell: weights not downloaded."""
+    for model in {repr(cell.config.model): cell.config.model for cell in cells}.values():
+        if model.weights:
+            build(model.weights, f"model={model.name}")
 
 
 def _set_aside_damaged(session: Session, cells: Plan) -> None:

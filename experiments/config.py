@@ -41,6 +41,7 @@ class RequestConfig:
     guidance_scale: float = MISSING
     negative_prompt: str = MISSING
     max_sequence_length: int = MISSING
+    extra: dict[str, Any] = field(default_factory=dict)  # further arguments of the pipeline
 
 
 @dataclass
@@ -59,6 +60,7 @@ class ModelConfig:
     name: str = MISSING
     dtype: str = MISSING
     path: str | None = None
+    weights: dict[str, Any] | None = None  # finds what must be downloaded; None: nothing
     load: dict[str, Any] = MISSING
     identity: dict[str, Any] = MISSING
     request: RequestConfig = field(default_factory=RequestConfig)

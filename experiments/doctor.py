@@ -70,6 +70,8 @@ def _weights(config: Config) -> Finding:
     name = f"model {config.model.name}"
     try:
         identity = build(config.model.identity, "model.identity")
+        if config.model.weights:
+            build(config.model.weights, "model.weights")
     except UserError as error:
         return Finding(name, str(error), False)
     return Finding(name, ", ".join(f"{key} {value}" for key, value in identity.items()), True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import transformers
 
+from baselines.base import Request
 from experiments import provenance
 from experiments.cell import Cell
 from experiments.config import ModelConfig, build
@@ -68,6 +69,7 @@ def sample(model: Model, cell: Cell, output_type: str = "np") -> Video:
     arguments = cell.request.kwargs(pipe)
     with cell.method.attach(pipe, cell.request) as trace, _timed(pipe) as watch:
         output = pipe(**arguments, output_type=output_type, callback_on_step_end=_after_step(watch))
+    watch.latents = _on_grid(watch.latents, pipe, cell.request)
     return Video(output.frames[0], trace, watch)
 
 
@@ -160,6 +162,15 @@ def _after_step(watch: Stopwatch):
         return tensors
 
     return after_step
+
+
+def _on_grid(latents: torch.Tensor, pipe: Any, request: Request) -> torch.Tensor:
+    """LTX packs latents, (B, F * H * W, C) -> (B, C, F, H, W); Wan's are as they are."""
+    if latents.ndim == 5:
+        return latents
+    frames = (request.num_frames - 1) // pipe.vae_temporal_compression_ratio + 1
+    sides = (side // pipe.vae_spatial_compression_ratio for side in (request.height, request.width))
+    return latents.transpose(1, 2).unflatten(2, (frames, *sides))
 
 
 def _clock() -> float:

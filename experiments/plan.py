@@ -211,6 +211,7 @@ def _request(config: Config, method: Method, task: str, prompt: Prompt, seed: in
         num_frames=made.num_frames,
         max_sequence_length=made.max_sequence_length,
         image=prompt.image if task == "i2v" else None,
+        extra=made.extra,
     )
 
 

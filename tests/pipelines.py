@@ -29,7 +29,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from experiments import tiny_ltx2
+from experiments.tiny_ltx2 import build as tiny_ltx2
 
 PROMPT = "a red circle moves left"
 NEGATIVE = "blurry"

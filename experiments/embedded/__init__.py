@@ -6,13 +6,13 @@ timesteps). `videos` makes its data, `train` its weights, `classify` reads its v
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.models import Model, fingerprint
+
 if TYPE_CHECKING:
-    from experiments.models import Model
     from experiments.prompts import Prompt
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -24,13 +24,7 @@ def identity(path: str | None = None) -> dict[str, Any]:
     Raises:
         ValueError: there is no pipeline folder at `path`.
     """
-    folder = _folder(path)
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        if file.suffix in {".json", ".safetensors"}:
-            digest.update(file.relative_to(folder).as_posix().encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return {"name": "embedded", "sha256": digest.hexdigest()}
+    return {"name": "embedded", "sha256": fingerprint(_folder(path))}
 
 
 def load(path: str | None = None, dtype: str = "float32") -> Model:
@@ -45,8 +39,6 @@ def load(path: str | None = None, dtype: str = "float32") -> Model:
     """
     import torch
     from diffusers import WanImageToVideoPipeline, WanPipeline
-
-    from experiments.models import Model
 
     folder = _folder(path)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):

@@ -1,0 +1,146 @@
+"""Every model of `conf/model` can be planned without its weights; checkpoints load as they are."""
+
+import functools
+from pathlib import Path
+
+import diffusers
+import huggingface_hub.constants
+import pytest
+import torch
+
+from experiments.cell import Cell
+from experiments.config import build, load_experiment
+from experiments.execute import sample
+from experiments.models import identity, load, locate
+from experiments.plan import plan
+from experiments.store import Store
+from tests import pipelines
+from tests.harness.helpers import hsa_bench
+
+NAMES = sorted(path.stem for path in Path("conf/model").glob("*.yaml"))
+DOWNLOADED = [name for name in NAMES if name.startswith(("wan", "ltx"))]
+REPO, REVISION = "Org/Name", "0123456789abcdef0123456789abcdef01234567"
+BOTH = {"t2v": "WanPipeline", "i2v": "WanImageToVideoPipeline"}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty Hugging Face cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+@functools.cache
+def cells(name: str, *overrides: str) -> tuple[Cell, ...]:
+    """One cell for every task of a model."""
+    chosen = [f"model={name}", "prompts=demo", "prompts.count=1", *overrides]
+    tasks = load_experiment(chosen).config.model.limits.tasks
+    return plan(load_experiment([*chosen, f"tasks=[{','.join(tasks)}]"])).cells
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_can_be_planned_without_its_weights(name, cache):
+    assert {cell.config.model.name for cell in cells(name)} == {name}
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_diffusers_takes_every_argument_of_a_checkpoints_request(name):
+    for cell in cells(name):
+        classes = cell.config.model.load["pipelines"]
+        arguments = cell.request.kwargs(getattr(diffusers, classes[cell.task]))
+        assert set(cell.config.model.request.extra) < set(arguments)
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_checkpoints_are_pinned(name):
+    revision = cells(name)[0].inputs["model"]["identity"]["revision"]
+    assert len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+
+
+def test_what_is_done_to_a_checkpoint_is_part_of_a_videos_key():
+    plain, shifted = cells("wan22_ti2v_5b"), cells("wan22_ti2v_5b", "model.load.flow_shift=3")
+    assert not {cell.key for cell in plain} & {cell.key for cell in shifted}
+
+
+def test_missing_weights_are_refused_before_any_video_is_made(cache, tmp_path, capsys):
+    grid = "grid=[{model: [embedded, wan21_t2v_1_3b], label: '${model.name}'}]"
+    chosen = [grid, "prompts=demo", "limit=1", "schedule.steps=2", "reference=null"]
+    assert hsa_bench("run", tmp_path, *chosen) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "(29 GB)" in error
+    assert "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --revision 0fad780a" in error
+    assert not list(Store(tmp_path / "store").samples())
+
+
+def test_a_snapshot_is_found_only_whole(cache):
+    folder = cache / "models--Org--Name" / "snapshots" / REVISION
+    pipelines.wan_t2v().save_pretrained(folder)
+    assert locate(REPO, REVISION, "1 MB") == folder
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no vae/\*\.safetensors .*`hf download Org/Name"):
+        locate(REPO, REVISION, "1 MB")
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path):
+    pipelines.wan_t2v().save_pretrained(tmp_path, max_shard_size="50KB")
+    assert locate(REPO, REVISION, "", path=str(tmp_path)) == tmp_path
+    shard = sorted((tmp_path / "transformer").glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(ValueError, match=f"no transformer/{shard.name} there"):
+        locate(REPO, REVISION, "", path=str(tmp_path))
+
+
+def test_a_folder_is_known_by_its_content(tmp_path):
+    for folder, build_pipe in (("a", pipelines.wan_t2v), ("b", pipelines.wan22_t2v)):
+        build_pipe().save_pretrained(tmp_path / folder)
+    (tmp_path / "a").rename(tmp_path / "c")
+    one, other = (identity(REPO, REVISION, str(tmp_path / folder)) for folder in "cb")
+    (tmp_path / "c").rename(tmp_path / "d")
+    assert one == identity(REPO, REVISION, str(tmp_path / "d")) != other
+
+
+def test_a_loaded_checkpoint_makes_the_videos_of_the_saved_one(tmp_path):
+    saved = pipelines.ti2v_t2v()
+    saved.save_pretrained(tmp_path)
+    model = load("tiny", tmp_path, BOTH, dtype="float32")
+    expected = pipelines.sample(saved, steps=2)
+    assert torch.equal(pipelines.sample(model.pipeline("t2v"), steps=2), expected)
+    expected = pipelines.sample(pipelines.wan_ti2v(), steps=2)
+    assert torch.equal(pipelines.sample(model.pipeline("i2v"), steps=2), expected)
+
+
+def test_experts_keep_their_boundary(tmp_path):
+    saved = pipelines.wan22_t2v()
+    saved.save_pretrained(tmp_path)
+    model = load("tiny", tmp_path, {"t2v": "WanPipeline"}, dtype="float32")
+    expected = pipelines.sample(saved, steps=3)
+    assert torch.equal(pipelines.sample(model.pipeline("t2v"), steps=3), expected)
+
+
+def test_dtype_and_noise_schedule_are_those_asked_for(tmp_path):
+    pipelines.ti2v_t2v().save_pretrained(tmp_path)
+    model = load("tiny", tmp_path, BOTH, dtype="bfloat16", float32=["vae"], flow_shift=7.0)
+    for pipe in model.pipelines.values():
+        assert pipe.vae.dtype == torch.float32
+        assert pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+        assert pipe.text_encoder.shared.weight.dtype == torch.bfloat16
+        assert pipe.scheduler.config.flow_shift == 7.0
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
+def test_ltx2_latents_are_stored_on_the_token_grid(version):
+    """diffusers' own unpacking is the truth: the tiny VAE's mean is 0 and its deviation 1."""
+    made = cells("tiny_ltx2", "schedule.steps=2", f"model.identity.version='{version}'")
+    with pytest.warns(UserWarning, match="random weights"):
+        model = build(made[0].config.model.load, "model")
+    for cell in made:
+        video = sample(model, cell, output_type="latent")
+        assert torch.equal(video.watch.latents[0], video.output)
+
+
+def test_an_ltx2_experiment_runs_offline(tmp_path):
+    chosen = ["model=tiny_ltx2", "tasks=[t2v,i2v]", "prompts=demo", "limit=1", "schedule.steps=2"]
+    with pytest.warns(UserWarning, match="random weights"):
+        assert hsa_bench("run", tmp_path, *chosen, "timing.repeats=0", "metric=[]") == 0
+    stored = list(Store(tmp_path / "store").samples())
+    assert [sample.arrays["latents"].shape for sample in stored] == [(8, 3, 4, 4)] * 2
