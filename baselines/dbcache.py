@@ -47,6 +47,11 @@ class DBCache(Method):
     max_continuous_cached_steps: int = 3
     taylorseer_order: int | None = None
 
+    @property
+    def installed(self) -> bool:
+        """Whether the package is there."""
+        return find_spec("cache_dit") is not None
+
     def validate(self, request: Request) -> None:
         require(is_number(self.threshold), "dbcache.threshold", self.threshold, "a number >= 0")
         lowest = {"front_blocks": 1, "back_blocks": 0, "max_warmup_steps": 0}
@@ -62,12 +67,8 @@ class DBCache(Method):
             self.taylorseer_order,
             "1, 2 or null",
         )
-        require(
-            find_spec("cache_dit") is not None,
-            "dbcache: package cache-dit",
-            None,
-            "to install it: pip install 'hsa-bench[cache-dit]'",
-        )
+        if not self.installed:
+            raise ValueError("cache-dit: not installed; run pip install 'hsa-bench[cache-dit]'")
 
     def neutral(self, request: Request) -> DBCache:
         return replace(self, threshold=0.0)
