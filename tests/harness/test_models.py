@@ -20,7 +20,8 @@ from tests.harness.helpers import hsa_bench
 NAMES = sorted(path.stem for path in Path("conf/model").glob("*.yaml"))
 DOWNLOADED = [name for name in NAMES if name.startswith(("wan", "ltx"))]
 REPO, REVISION = "Org/Name", "0123456789abcdef0123456789abcdef01234567"
-BOTH = {"t2v": "WanPipeline", "i2v": "WanImageToVideoPipeline"}
+WAN = {"t2v": "WanPipeline", "i2v": "WanImageToVideoPipeline"}
+LTX2 = {"t2v": "LTX2Pipeline", "i2v": "LTX2ImageToVideoPipeline"}
 
 
 @pytest.fixture
@@ -99,27 +100,29 @@ def test_a_folder_is_known_by_its_content(tmp_path):
     assert one == identity(REPO, REVISION, str(tmp_path / "d")) != other
 
 
-def test_a_loaded_checkpoint_makes_the_videos_of_the_saved_one(tmp_path):
-    saved = pipelines.ti2v_t2v()
-    saved.save_pretrained(tmp_path)
-    model = load("tiny", tmp_path, BOTH, dtype="float32")
-    expected = pipelines.sample(saved, steps=2)
-    assert torch.equal(pipelines.sample(model.pipeline("t2v"), steps=2), expected)
-    expected = pipelines.sample(pipelines.wan_ti2v(), steps=2)
-    assert torch.equal(pipelines.sample(model.pipeline("i2v"), steps=2), expected)
-
-
-def test_experts_keep_their_boundary(tmp_path):
-    saved = pipelines.wan22_t2v()
-    saved.save_pretrained(tmp_path)
-    model = load("tiny", tmp_path, {"t2v": "WanPipeline"}, dtype="float32")
-    expected = pipelines.sample(saved, steps=3)
-    assert torch.equal(pipelines.sample(model.pipeline("t2v"), steps=3), expected)
+@pytest.mark.parametrize(
+    ("tasks", "classes"),
+    [
+        ({"t2v": "ti2v_t2v", "i2v": "wan_ti2v"}, WAN),
+        ({"t2v": "ltx23_t2v", "i2v": "ltx23_i2v"}, LTX2),
+        ({"t2v": "wan22_t2v"}, WAN),
+        ({"i2v": "wan22_i2v"}, WAN),
+        ({"i2v": "wan_i2v"}, WAN),
+    ],
+    ids=["ti2v", "ltx23", "wan22_t2v", "wan22_i2v", "wan21_i2v"],
+)
+def test_a_loaded_checkpoint_makes_the_videos_of_the_saved_one(tasks, classes, tmp_path):
+    saved = {task: pipelines.ALL[name]() for task, name in tasks.items()}
+    next(iter(saved.values())).save_pretrained(tmp_path)
+    model = load("tiny", tmp_path, {task: classes[task] for task in tasks}, dtype="float32")
+    for task, pipe in saved.items():
+        loaded = pipelines.sample(model.pipeline(task), steps=3)
+        assert torch.equal(loaded, pipelines.sample(pipe, steps=3))
 
 
 def test_dtype_and_noise_schedule_are_those_asked_for(tmp_path):
     pipelines.ti2v_t2v().save_pretrained(tmp_path)
-    model = load("tiny", tmp_path, BOTH, dtype="bfloat16", float32=["vae"], flow_shift=7.0)
+    model = load("tiny", tmp_path, WAN, dtype="bfloat16", float32=["vae"], flow_shift=7.0)
     for pipe in model.pipelines.values():
         assert pipe.vae.dtype == torch.float32
         assert pipe.transformer.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
