@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 TORCH := $(shell grep '^torch==' requirements.lock)
 
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup demo test vbench lint lock clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -29,6 +29,9 @@ demo: $(STAMP)  ## HSA and its rivals on the embedded model: results/demo/index.
 test: $(STAMP)  ## the whole test suite, on CPU and offline
 	$(BIN)/python -m pytest
 
+vbench: $(STAMP)  ## the environment of VBench's scorer; MODE=small: without models, seconds
+	$(BIN)/hsa-bench setup vbench $(MODE)
+
 lint: $(STAMP)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,5 +44,5 @@ lock:  ## new requirements.lock from the newest versions that pyproject.toml all
 	mv build/requirements.lock requirements.lock
 
 clean:  ## remove the environment and caches; results stay
-	rm -rf .venv build dist .pytest_cache .ruff_cache
+	rm -rf .venv .venv-vbench build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

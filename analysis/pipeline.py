@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pandas as pd
 from analysis import comparison, figures, report, tables
 from analysis.frame import Runtimes, runtimes, tidy
 from analysis.metrics.base import Metric
+from analysis.metrics.vbench import VBench, scorecard
 from analysis.score import available
 from analysis.summary import BASELINE, summarise
 from analysis.tables import MISSING, Table
@@ -49,7 +51,8 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     """
     from experiments.config import build
 
-    wanted = [build(node, f"metric.{name}") for name, node in cfg.metric.items()]
+    built = [build(node, f"metric.{name}") for name, node in cfg.metric.items()]
+    wanted = [part for metric in built for part in metric.parts()]
     metrics = available(wanted)
     frame = tidy(plan, store, metrics)
     if frame.empty:
@@ -60,10 +63,19 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     out_dir.mkdir(parents=True, exist_ok=True)
 
     note = _note(frame, measured, [m.name for m in wanted if m not in metrics])
+    try:
+        benched = [
+            table
+            for m in built
+            if isinstance(m, VBench)
+            for table in _vbench(m, plan, store, out_dir)
+        ]
+    except ValueError as error:  # settings that must not stand beside each other
+        benched, note = [], f"{note} {error}."
     results, gains = _tables(summary, metrics, note)
     compared = comparison.tables(comparison.compare(frame, summary, metrics), summary, metrics)
-    _write(out_dir / "table.md", tables.markdown(results + gains))
-    _write(out_dir / "table.tex", tables.latex(results + gains))
+    _write(out_dir / "table.md", tables.markdown(results + benched + gains))
+    _write(out_dir / "table.tex", tables.latex(results + benched + gains))
     _write(out_dir / "table.csv", summary.to_csv(index=False, lineterminator="\n"))
     _write(out_dir / "comparison.md", tables.markdown(compared))
     drawn = _figures(summary, metrics, out_dir)
@@ -72,14 +84,14 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
         subtitle=note,
         figures=drawn,
         tables=results,
-        details=gains + compared,
+        details=benched + gains + compared,
         videos=report.videos(frame, summary, store, metrics),
         shown=report.opening(summary),
     )
     _write(out_dir / "index.html", page)
     sink = build(cfg.logger, "logger") if cfg.logger.get("_target_") else None
     logged = sink.sync(cfg.name, frame, summary, store, out_dir) if sink else []
-    return Analysis(frame, summary, results, logged)
+    return Analysis(frame, summary, results + benched, logged)
 
 
 def _tables(
@@ -89,6 +101,19 @@ def _tables(
     results = [tables.results(summary, metrics, task, note) for task in tasks]
     gains = [tables.gains(summary, metrics, task, BASELINE) for task in tasks]
     return results, [table for table in gains if table.rows]
+
+
+def _vbench(vbench: VBench, plan: Plan, store: Store, out_dir: Path) -> list[Table]:
+    """VBench's own tables, and vbench.json with coverage and protocol; none without a dimension.
+
+    Raises:
+        ValueError: the settings follow different protocols.
+    """
+    if vbench.unavailable():
+        return []
+    cards = scorecard.cards(plan, store, vbench)
+    _write(out_dir / "vbench.json", json.dumps(scorecard.record(cards), indent=1))
+    return scorecard.tables(cards)
 
 
 def _figures(

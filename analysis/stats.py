@@ -39,12 +39,12 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
     if len(values) == 1:
         return Estimate(float(values[0]), np.nan, np.nan, 1)
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(_resamples(len(values), seed) @ values, [tail, 100 - tail])
+    low, high = np.percentile(resamples(len(values), seed) @ values, [tail, 100 - tail])
     return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 
 @lru_cache(maxsize=8)
-def _resamples(n: int, seed: int) -> np.ndarray:
+def resamples(n: int, seed: int = 0) -> np.ndarray:
     """(RESAMPLES, n): the weight of each of n values in each resample's mean."""
     picks = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
     slots = picks + n * np.arange(RESAMPLES)[:, None]

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import doctor
+from experiments import doctor, setup
 from experiments.cell import Cell
 from experiments.config import Config, Experiment, build, load_experiment
 from experiments.errors import UserError, one_line
@@ -39,6 +39,7 @@ hsa-bench COMMAND [-m] [--config-dir DIR] [key=value ...]
   report     the same; print where the report is
   verify     read the whole store and set aside what was altered
   doctor     check this installation
+  setup      vbench [small]: make the environment that VBench runs in
   calibrate  on prompts=calibration: fit what a method needs for a model; with target=0.5 find and
              store the setting that takes half of the reference's runtime
 
@@ -50,6 +51,7 @@ folder with groups of your own:
   hsa-bench run -m method=hsa method.thresholds=[0.02],[0.03],[0.04]
   hsa-bench calibrate -m method=teacache,hsa target=0.75,0.5,0.25
 """
+SETUP = "setup"  # the command that needs no configuration
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 T = TypeVar("T")
 
@@ -70,7 +72,8 @@ class Session:
         return Store(self.config.store)
 
     def metrics(self) -> list[Metric]:
-        return [build(node, f"metric.{name}") for name, node in self.config.metric.items()]
+        built = (build(node, f"metric.{name}") for name, node in self.config.metric.items())
+        return [part for metric in built for part in metric.parts()]
 
     def track(self, items: Iterable[T], total: int, title: str) -> Iterator[T]:
         """Yield items under a progress bar that tells how long the rest will take."""
@@ -94,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, overrides, multirun, config_dir = _arguments(argv)
     try:
         doctor.check_packages()
+        if command == SETUP:
+            return setup.main(overrides)
         if command == "calibrate" and not any(key.startswith("prompts=") for key in overrides):
             overrides = ["prompts=calibration", *overrides]
         experiment = load_experiment(overrides, multirun, config_dir)
@@ -227,8 +232,9 @@ COMMANDS: dict[str, Callable[[Session], int]] = {
 
 
 def _arguments(argv: Sequence[str] | None) -> tuple[str, list[str], bool, str | None]:
+    commands = [*COMMANDS, SETUP]
     parser = argparse.ArgumentParser("hsa-bench", usage=USAGE, allow_abbrev=False, add_help=False)
-    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("command", choices=commands)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("--config-dir")
@@ -236,8 +242,8 @@ def _arguments(argv: Sequence[str] | None) -> tuple[str, list[str], bool, str | 
     if not given or {"-h", "--help"} & set(given):
         print(f"usage: {USAGE}", end="")
         raise SystemExit(0 if given else 2)
-    if given[0] not in COMMANDS:
-        raise SystemExit(_fail(f"{given[0]}: no such command; choose {', '.join(COMMANDS)}"))
+    if given[0] not in commands:
+        raise SystemExit(_fail(f"{given[0]}: no such command; choose {', '.join(commands)}"))
     arguments = parser.parse_intermixed_args(given)
     return arguments.command, arguments.overrides, arguments.multirun, arguments.config_dir
 
@@ -316,7 +322,10 @@ def _score(session: Session, cells: Plan) -> None:
     with warnings.catch_warnings(record=True) as caught, session.progress() as bar:
         task = bar.add_task("score", total=len(cells.cells))
         analysis.score.score(
-            cells, session.store, metrics, lambda done, total: bar.update(task, completed=done)
+            cells,
+            session.store,
+            metrics,
+            lambda done, total: bar.update(task, completed=done, total=total),
         )
     for warning in caught:
         session.console.print(f"warning: {warning.message}")

@@ -10,6 +10,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
+from analysis.metrics.vbench.dimensions import DIMENSIONS
 from experiments import provenance
 from experiments.config import Config, build
 from experiments.errors import UserError
@@ -52,6 +53,7 @@ def examine(config: Config) -> Iterator[Finding]:
     yield _no_torchvision_mismatch()
     yield _weights(config)
     yield _store(Path(config.store))
+    yield from _vbench(config)
 
 
 def _no_torchvision_mismatch() -> Finding:
@@ -83,3 +85,17 @@ def _store(path: Path) -> Finding:
         return Finding("store", f"{path}: cannot write in {existing}", False)
     free = shutil.disk_usage(existing).free / 1e9
     return Finding("store", f"{path}, {free:.0f} GB free", free > 1)
+
+
+def _vbench(config: Config) -> Iterator[Finding]:
+    """Each dimension of VBench: ready, or what it still needs."""
+    node = config.metric.get("vbench", {"_target_": "analysis.metrics.vbench.VBench"})
+    try:
+        environment = build(node, "metric.vbench").environment
+    except UserError as error:
+        yield Finding("vbench", str(error), False)
+        return
+    for dimension in DIMENSIONS:
+        lack = environment.account(dimension)
+        yield Finding(f"vbench {dimension}", lack or "ready", None if lack else True)
+    yield Finding("vbench weights", f"{environment.weights}, see docs/vbench.md")

@@ -4,6 +4,7 @@
     hsa-bench setup vbench small     CPU, without models: enough for temporal_flickering
     hsa-bench setup vbench grit      detectron2 too, compiled here: four of the dimensions
     hsa-bench setup vbench i2v       the prompts of VBench-I2V, nothing else
+    hsa-bench setup vbench weights   the models' files, about 10 GB, as far as they are one download
 
 `folder=.venv-vbench` and `python=python3.11` say where it is made and by which interpreter. Nothing
 is installed into the environment that this runs in.
@@ -21,14 +22,14 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.metrics.vbench import environment, suite
+from analysis.metrics.vbench import environment, suite, weights
 from analysis.metrics.vbench.dimensions import FULL, SMALL
 from analysis.metrics.vbench.weights import DEFAULT_FOLDER
 from experiments.errors import UserError
 
 LOCKS = Path(environment.__file__).parent
 FOLDER = ".venv-vbench"
-WORDS = (SMALL, FULL, "grit", "i2v")
+WORDS = (SMALL, FULL, "grit", "i2v", "weights")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DETECTRON2 = (
     "git+https://github.com/facebookresearch/detectron2@02b5c4e295e990042a714712c21dc79b731e8833"
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str]) -> int:
     if "i2v" in words:
         print(fetch_suite())
         return 0
+    if "weights" in words:
+        return _fetch_weights()
     mode = SMALL if SMALL in words else FULL
     folder = Path(options.get("folder", FOLDER))
     build(folder, mode, options.get("python"), grit="grit" in words)
@@ -102,6 +105,17 @@ def fetch_suite() -> Path:
         temporary.write_bytes(data)
         os.replace(temporary, target)
     return target
+
+
+def _fetch_weights() -> int:
+    left = 0
+    try:
+        for line in weights.download(Path(DEFAULT_FOLDER).expanduser()):
+            left += line.startswith("missing")
+            print(line)
+    except OSError as error:
+        raise UserError(f"setup vbench weights: {error}") from error
+    return 1 if left else 0
 
 
 def _install_cpu_torch(folder: Path, lock: Path) -> None:

@@ -89,20 +89,25 @@ class Environment:
 
     def lacks(self, dimension: str) -> list[str]:
         """What the dimension still needs here, one line each; empty if it is ready."""
-        needs = DIMENSIONS[dimension].needs
-        if self.mode is None or not self.python.is_file():
-            return [f"no scorer environment at {self.python}: {SETUP}"]
-        missing = []
-        if needs != SMALL and self.mode == SMALL:
-            missing.append(f"{self.folder} is the small environment, without models: {SETUP}")
-        if needs == GRIT and "detectron2" not in self.versions:
-            missing.append(f"detectron2: {SETUP[:-1]} grit`")
-        if needs == CHECKOUT and not self.checkout:
-            missing.append(
-                "a checkout of github.com/Vchitect/VBench (the wheel has no CoTracker code): "
-                "metric.vbench.checkout"
-            )
+        missing = self._uninstalled(DIMENSIONS[dimension].needs)
         return missing + weights.lacks(DIMENSIONS[dimension].weights, self.weights)
+
+    def account(self, dimension: str) -> str | None:
+        """The same in one short line, files by their names only; None if it is ready."""
+        files = weights.missing(DIMENSIONS[dimension].weights, self.weights)
+        named = [f"weights {', '.join(files)}"] if files else []
+        return "; ".join(self._uninstalled(DIMENSIONS[dimension].needs) + named) or None
+
+    def _uninstalled(self, needs: str) -> list[str]:
+        if self.mode is None or not self.python.is_file():
+            return [f"no scorer environment {self.folder}: {SETUP}"]
+        if needs != SMALL and self.mode == SMALL:
+            return [f"{self.folder} is the small environment, without models: {SETUP}"]
+        if needs == GRIT and "detectron2" not in self.versions:
+            return [f"detectron2: {SETUP[:-1]} grit`"]
+        if needs == CHECKOUT and not self.checkout:
+            return ["metric.vbench.checkout of github.com/Vchitect/VBench, for CoTracker's code"]
+        return []
 
     def identity(self, dimension: str) -> dict[str, Any]:
         """Versions and weights that the dimension's numbers come from."""

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +156,30 @@ def lacks(names: tuple[str, ...], folder: Path) -> list[str]:
     return [lack for name in names if (lack := FILES[name].lack(folder))]
 
 
+def missing(names: tuple[str, ...], folder: Path) -> list[str]:
+    """Names of the files that are missing or wrong."""
+    return [Path(FILES[name].path).name for name in names if FILES[name].lack(folder)]
+
+
+def download(folder: Path) -> Iterator[str]:
+    """Get every missing file whose URL is the file itself; yields what was done or is left to do.
+
+    Raises:
+        OSError: a download failed; what is complete stays.
+    """
+    for file in FILES.values():
+        lack = file.lack(folder)
+        if lack and not file.how:
+            target = folder / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{target.name}.part")
+            with urllib.request.urlopen(file.url, timeout=60) as source, open(part, "wb") as sink:
+                shutil.copyfileobj(source, sink)
+            os.replace(part, target)
+            lack = file.lack(folder)
+        yield f"missing: {lack}" if lack else f"ok: {file.find(folder)}"
+
+
 def digests(names: tuple[str, ...], folder: Path) -> dict[str, str | None]:
     """sha256 of each file that is there."""
     found = ((name, FILES[name].find(folder)) for name in names)
@@ -177,11 +204,3 @@ def digest(path: Path) -> str:
     except OSError:
         pass  # a folder that others own: hash again next time
     return sha256
-
-
-def table(folder: Path) -> Iterator[tuple[str, str, str, str]]:
-    """(path, size, URL, state) of every file, for people."""
-    for file in FILES.values():
-        size = f"{file.mb:g} MB" if file.mb else ""
-        url = f"{file.url} ({file.how})" if file.how else file.url
-        yield str(folder / file.path), size, url, "missing" if file.lack(folder) else "ok"
