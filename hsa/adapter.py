@@ -115,12 +115,19 @@ class Adapter(ABC):
         """The attention layers that read keys and values of video tokens."""
 
     @abstractmethod
+    def kv_width(self, layer: nn.Module) -> int:
+        """Channels of a layer's keys, all heads together."""
+
+    @abstractmethod
     def rows_processor(self) -> Any:
         """A processor for those layers that attends to what `attn.kv_cache` returns."""
 
+    @abstractmethod
     def gather(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """Arguments of the transformer, cut down to the rows that run."""
-        return args, kwargs
+        """Arguments of the transformer, cut down to the rows that run where they hold tokens.
+
+        Fills in the forward's `grid`.
+        """
 
     def scatter(self, output: tuple) -> tuple:
         """Output of the transformer, every token's velocity in it."""

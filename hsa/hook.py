@@ -1,5 +1,6 @@
 """HSA on a diffusers pipeline: which tokens run at which step, and what a video remembers."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -12,12 +13,14 @@ from hsa.adapter import Adapter, Branch, Forward
 from hsa.allocation import Rows, groups_by_fraction, groups_by_threshold
 from hsa.config import HSAConfig
 from hsa.ltx import LTX2Adapter, LTXAdapter
+from hsa.memory import kv_memory
 from hsa.registry import RunningBranch, registered
 from hsa.schedulers import CachedEuler, euler
 from hsa.trace import TRACE_HOOK, Trace, experts, record_calls
 from hsa.wan import WanAdapter
 
 HSA_HOOK = "hsa"
+logger = logging.getLogger("hsa")
 ADAPTERS = {
     "WanTransformer3DModel": WanAdapter,
     "LTX2VideoTransformer3DModel": LTX2Adapter,
@@ -178,7 +181,18 @@ class _Expert:
     def _start(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         forward = self.session.start(self.branch.name, self.name, module.device)
         self.previous = forward.branch.velocity
-        return self.adapter.begin(forward, args, kwargs)
+        batch = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        args, kwargs = self.adapter.begin(forward, args, kwargs)
+        if forward.name == next(iter(self.session.video.steps)) and forward.step == 0:
+            self._announce(forward.grid, batch // forward.copies)
+        return args, kwargs
+
+    def _announce(self, grid: tuple[int, int, int], batch: int) -> None:
+        """Say what the video's K/V will take; loudly where there is no room for it."""
+        policy = self.session.config.kv_dtype, self.session.config.kv_device
+        memory = kv_memory(self.session.pipe, self.adapter, grid, batch)
+        level = logging.INFO if memory.fits(*policy) else logging.WARNING
+        logger.log(level, memory.describe(*policy))
 
     def _finish(self, module: nn.Module, args: tuple, output: tuple | None) -> tuple | None:
         """`output` is None where the forward has failed."""

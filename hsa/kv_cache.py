@@ -47,8 +47,8 @@ class LayerCache:
         """(B, K, H, D) -> itself, or fp8 bytes (B, K, H, D) and scales (B, K, H, 1)."""
         if not self.fp8:
             return (x,)
-        largest = x.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
-        scale = largest / FP8_TOP
+        scale = x.abs().amax(-1, keepdim=True) / FP8_TOP
+        scale = scale.clamp_min(torch.finfo(x.dtype).tiny)
         return (x / scale).to(FP8).view(torch.uint8), scale
 
     def _decode(self, x: Tensor, scale: Tensor | None = None) -> Tensor:

@@ -23,6 +23,11 @@ from hsa.adapter import Adapter
 class _PackedAdapter(Adapter):
     """Tokens come as `hidden_states` (B, N, C); a timestep of 0 marks one that is given (I2V)."""
 
+    per_token = ("timestep",)  # further arguments that may be of shape (B, N, ...)
+
+    def kv_width(self, layer: nn.Module) -> int:
+        return layer.inner_kv_dim
+
     def gather(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         forward = self.forward
         forward.grid = tuple(kwargs[name] for name in ("num_frames", "height", "width"))
@@ -41,8 +46,6 @@ class _PackedAdapter(Adapter):
             for name in ("hidden_states", *self.per_token)
             if kwargs.get(name) is not None and kwargs[name].shape[1:2] == (num_tokens,)
         }
-
-    per_token = ("timestep",)  # further arguments of shape (B, N, ...)
 
     def scatter(self, output: tuple) -> tuple:
         return (self.forward.velocity(output[0]), *output[1:])

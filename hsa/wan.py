@@ -24,6 +24,9 @@ class WanAdapter(Adapter):
     def cached_layers(self) -> Iterator[nn.Module]:
         return (block.attn1 for block in self.transformer.blocks)
 
+    def kv_width(self, layer: nn.Module) -> int:
+        return layer.kv_inner_dim
+
     def rows_processor(self) -> "_RowsProcessor":
         return _RowsProcessor()
 
@@ -45,6 +48,12 @@ class WanAdapter(Adapter):
             for handle in handles:
                 handle.remove()
 
+    def gather(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        sizes = zip(latents.shape[2:], self.transformer.config.patch_size, strict=True)
+        self.forward.grid = tuple(size // patch for size, patch in sizes)
+        return args, kwargs
+
     def _gather_rope(self, module, args, output: tuple[Tensor, Tensor]):
         """(1, N, 1, D) cos and sin, each entry twice -> (1 or B, K, 1, D / 2), each entry once."""
         cos, sin = (table[..., ::2].contiguous() for table in output)
@@ -55,7 +64,6 @@ class WanAdapter(Adapter):
 
     def _gather_tokens(self, module, args, output: Tensor):
         """(B, width, F, H, W) -> (B, width, K, 1, 1), which the model flattens to (B, K, width)."""
-        self.forward.grid = tuple(output.shape[2:])
         if self.forward.rows is None:
             return output
         tokens = self.forward.take(output.flatten(2).transpose(1, 2))

@@ -1,4 +1,4 @@
-"""HSA once more, from DESIGN section 2 and as naively as possible: the oracle of the tests.
+"""HSA on Wan once more, from its definition and as naively as possible: the oracle of the tests.
 
 Nothing is gathered. Every token runs through the untouched model; where a token is not active, its
 key, value and velocity are overwritten by the ones last computed while it was active. Loops and
@@ -12,7 +12,7 @@ import torch
 PATCH = 2  # of the tiny pipelines: one token is 1 x 2 x 2 latent pixels
 
 
-def hsa_latents(pipe, config, arguments):
+def wan_latents(pipe, config, arguments):
     """Latents (1, C, F, H, W) and the group of each token (N,) of one video sampled with HSA."""
     prompts = pipe.encode_prompt(
         arguments["prompt"],

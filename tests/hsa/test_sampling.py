@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 
 import accelerate
 import pytest
@@ -11,10 +12,29 @@ import torch
 
 from hsa import HSAConfig, apply_hsa
 from hsa.schedulers import EulerFlowMatch, euler
-from tests.hsa import reference
-from tests.pipelines import TOKENS, inputs, sample, wan22_t2v, wan_i2v, wan_t2v, wan_ti2v
+from hsa.trace import experts
+from tests.hsa import packed_reference, reference
+from tests.pipelines import (
+    ALL,
+    TOKENS,
+    guidance,
+    inputs,
+    is_ltx2,
+    ltx2_i2v,
+    ltx2_t2v,
+    ltx23_i2v,
+    ltx23_t2v,
+    ltx25_i2v,
+    ltx_i2v,
+    ltx_t2v,
+    sample,
+    sample_av,
+    wan22_t2v,
+    wan_t2v,
+    wan_ti2v,
+)
 
-PIPELINES = [wan_t2v, wan_ti2v, wan_i2v, wan22_t2v]
+PIPELINES = list(ALL.values())
 CONFIG = HSAConfig((8, 4, 2), fractions=(0.1, 0.3, 0.6), warmup_steps=2, cooldown_steps=1)
 EVERY_TOKEN = HSAConfig((8, 4, 2), thresholds=(0.0, 0.0), warmup_steps=2)
 N = TOKENS[0] * TOKENS[1] * TOKENS[2]
@@ -30,22 +50,35 @@ def hsa(pipe, config=CONFIG, **overrides):
         return sample(pipe, **overrides), trace
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("build", PIPELINES)
-def test_every_token_active_is_flow_matching(build, guidance_scale):
+def test_every_token_active_is_flow_matching(build, guided):
     pipe = build()
-    latents, trace = hsa(pipe, EVERY_TOKEN, guidance_scale=guidance_scale)
-    assert torch.equal(latents, plain(pipe, guidance_scale=guidance_scale))
+    terms = guidance(pipe, on=guided)
+    latents, trace = hsa(pipe, EVERY_TOKEN, **terms)
+    assert torch.equal(latents, plain(pipe, **terms))
     assert trace.active_fraction == 1
     assert trace.allocation.count_nonzero() == 0
 
 
-def test_every_token_active_is_flow_matching_in_bfloat16():
-    pipe = wan_t2v()
-    pipe.transformer.to(torch.bfloat16)
+@pytest.mark.parametrize("build", [ltx2_t2v, ltx23_i2v])
+def test_every_token_active_leaves_the_audio_as_it_is(build):
+    pipe = build()
+    with apply_hsa(pipe, EVERY_TOKEN):
+        latents, audio = sample_av(pipe)
+    with euler(pipe):
+        expected, expected_audio = sample_av(pipe)
+    assert torch.equal(latents, expected) and torch.equal(audio, expected_audio)
+
+
+@pytest.mark.parametrize("build", [wan_t2v, wan_ti2v, wan22_t2v, ltx_t2v, ltx2_t2v])
+def test_every_token_active_is_flow_matching_in_bfloat16(build):
+    pipe = copy.deepcopy(build())  # tiny pipelines share text encoder and VAE
+    pipe.to(torch.bfloat16)
     latents, _ = hsa(pipe, EVERY_TOKEN)
     assert latents.dtype == torch.float32
     assert torch.equal(latents, plain(pipe))
+    assert hsa(pipe)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("cut", [{"fractions": (0.1, 0.3, 0.6)}, {"thresholds": (0.14, 0.11)}])
@@ -55,7 +88,7 @@ def test_pipeline_equals_naive_reference(build, guidance_scale, cut):
     pipe = build()
     config = HSAConfig((8, 4, 1), **cut, warmup_steps=3, cooldown_steps=1)
     latents, trace = hsa(pipe, config, guidance_scale=guidance_scale)
-    expected, groups = reference.hsa_latents(
+    expected, groups = reference.wan_latents(
         pipe, config, inputs(pipe, guidance_scale=guidance_scale)
     )
     assert set(groups.tolist()) == {0, 1, 2}
@@ -63,12 +96,39 @@ def test_pipeline_equals_naive_reference(build, guidance_scale, cut):
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("by", ["fractions", "thresholds"])
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize(
+    "build", [ltx_t2v, ltx_i2v, ltx2_t2v, ltx2_i2v, ltx23_t2v, ltx23_i2v, ltx25_i2v]
+)
+def test_ltx_pipeline_equals_naive_reference(build, guided, by):
+    """Guidance rescale is on: only a cached guided velocity makes the cached Euler update exact."""
+    pipe = build()
+    terms = guidance(pipe, on=guided)
+    if guided and not is_ltx2(pipe):
+        terms["guidance_rescale"] = 0.7
+    config = HSAConfig((8, 4, 1), fractions=(0.1, 0.3, 0.6), warmup_steps=3, cooldown_steps=1)
+    if by == "thresholds":
+        change = hsa(pipe, config, **terms)[1].velocity_change.flatten().sort().values
+        between = (change[1:] + change[:-1]) / 2
+        thresholds = between[-len(between) // 8].item(), between[len(between) // 2].item()
+        config = replace(config, fractions=None, thresholds=thresholds)
+    with apply_hsa(pipe, config) as trace:
+        output = pipe(**inputs(pipe, **terms))
+    expected, groups = packed_reference.sample(pipe, config, **terms)
+    assert set(groups.tolist()) == {0, 1, 2}
+    assert torch.equal(trace.allocation.flatten(), groups)
+    torch.testing.assert_close(output.frames, expected.frames, rtol=0, atol=1e-5)
+    if is_ltx2(pipe):
+        torch.testing.assert_close(output.audio, expected.audio, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("cut", [{"fractions": (0, 0.4, 0.6)}, {"thresholds": (9.0, 0.11)}])
 def test_steps_on_which_no_token_is_active(cut):
     pipe = wan_t2v()
     config = HSAConfig((8, 4, 2), **cut, warmup_steps=2)
     latents, trace = hsa(pipe, config)
-    expected, groups = reference.hsa_latents(pipe, config, inputs(pipe))
+    expected, groups = reference.wan_latents(pipe, config, inputs(pipe))
     assert set(groups.tolist()) == {1, 2}
     torch.testing.assert_close(latents, expected, rtol=0, atol=1e-5)
     assert trace.records[2 * 3].active_tokens == 1  # padding: one row always runs
@@ -113,7 +173,7 @@ def test_videos_made_in_one_block_do_not_touch_each_other():
 
 
 @pytest.mark.parametrize("cut", [{"fractions": (0.1, 0.3, 0.6)}, {"thresholds": (0.14, 0.11)}])
-@pytest.mark.parametrize("build", [wan_t2v, wan_ti2v])
+@pytest.mark.parametrize("build", [wan_t2v, wan_ti2v, ltx_t2v, ltx2_i2v, ltx23_t2v])
 def test_batch_equals_single_videos(build, cut):
     pipe = build()
     config = HSAConfig((8, 4, 2), **cut, warmup_steps=2)
@@ -130,7 +190,8 @@ def test_batch_equals_single_videos(build, cut):
         assert torch.equal(trace.allocation[i], trace_alone.allocation[0])
         torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-5)
     counts = [(groups == 0).sum().item() for groups in trace.allocation]
-    assert (counts[0] != counts[1]) == ("thresholds" in cut)
+    if build in (wan_t2v, wan_ti2v):
+        assert (counts[0] != counts[1]) == ("thresholds" in cut)
 
 
 def test_measured_share_of_tokens_is_the_expected_one():
@@ -177,20 +238,19 @@ def test_given_tokens_get_the_smallest_budget():
 
 def parts(pipe):
     """Everything HSA touches, by identity."""
-    models = [pipe.transformer, pipe.transformer_2]
+    models = experts(pipe).values()
     return [
         pipe.scheduler,
         dict(pipe.config),
         *(
             (
-                model.__dict__.keys(),
-                [block.attn1.processor for block in model.blocks],
+                [set(vars(module)) for module in model.modules()],
+                [getattr(module, "processor", None) for module in model.modules()],
                 [len(module._forward_hooks) for module in model.modules()],
                 [len(module._forward_pre_hooks) for module in model.modules()],
                 dict(model._diffusers_hook.hooks),
             )
             for model in models
-            if model is not None
         ),
     ]
 
@@ -208,7 +268,7 @@ def stop_at(step):
     return callback
 
 
-@pytest.mark.parametrize("build", [wan_t2v, wan_ti2v, wan22_t2v])
+@pytest.mark.parametrize("build", [wan_t2v, wan_ti2v, wan22_t2v, ltx_t2v, ltx23_i2v])
 def test_pipeline_is_restored(build):
     pipe = build()
     latents = plain(pipe)
