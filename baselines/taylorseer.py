@@ -13,10 +13,10 @@ from baselines.rule import Rule, RuleMethod, Streams
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# What adds to the tokens within a block: Wan; then LTX-Video and LTX-2 with its audio stream.
-PARTS = ("attn1", "attn2", "ffn")
-PARTS += ("ff", "audio_attn1", "audio_attn2", "audio_ff")
-PARTS += ("audio_to_video_attn", "video_to_audio_attn")
+PARTS = (  # what adds to the tokens within a block
+    *("attn1", "attn2", "ffn"),  # Wan; LTX says ff
+    *("ff", "audio_attn1", "audio_attn2", "audio_ff", "audio_to_video_attn", "video_to_audio_attn"),
+)
 HEADS = ("proj_out", "audio_proj_out")
 
 
@@ -25,8 +25,8 @@ class TaylorSeer(RuleMethod):
     """Compute every ``interval``-th step, predict in between by a Taylor series in elapsed steps.
 
     The first ``warmup_steps`` steps are computed, then every ``interval``-th; derivatives up to
-    ``max_order`` are finite differences between computed steps. Authors' names for the three:
-    first_enhance, fresh_threshold, max_order; their values for Wan are the defaults.
+    ``max_order`` are finite differences between computed steps. The authors say fresh_threshold
+    for ``interval`` and first_enhance for ``warmup_steps``; their values for Wan are the defaults.
 
     Every attention and feed-forward output is predicted on its own, and modulation and gates are
     computed in every step, which stores ``max_order`` + 1 tensors for each of them. ``lite``
@@ -37,7 +37,10 @@ class TaylorSeer(RuleMethod):
     implementation: ClassVar[str] = "from-paper"
     paper: ClassVar[str] = "arXiv 2503.06923"
     source: ClassVar[str] = "the paper, section 3; the authors' code is GPL-3.0"
-    deviations: ClassVar[tuple[str, ...]] = ("two experts: each counts its own steps",)
+    deviations: ClassVar[tuple[str, ...]] = (
+        "lite is diffusers' variant, on the authors' schedule and on both heads of LTX-2",
+        "two experts: each counts its own steps",
+    )
     one_video: ClassVar[bool] = False
     knob: ClassVar[tuple[str, int, int]] = ("interval", 1, 40)
 
