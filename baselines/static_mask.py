@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from baselines.base import Request, is_count, require
+from baselines.base import Request, is_count, is_number, require
 from baselines.policy import Call, Policy, ReuseMethod
 
 
@@ -40,21 +40,25 @@ class _Written(Policy):
 
 @dataclass(frozen=True)
 class IntervalMask(_StaticMask):
-    """The first ``warmup_steps`` steps, and from there on every ``interval``-th."""
+    """The first ``warmup_steps`` steps, and from there on every ``interval``-th.
 
-    knob: ClassVar[tuple[str, int, int]] = ("interval", 1, 20)
+    An interval of 1.5 computes two of three.
+    """
 
-    interval: int = 2
+    knob: ClassVar[tuple[str, float, float]] = ("interval", 1.0, 20.0)
+
+    interval: float = 2
     warmup_steps: int = 1
 
     def computed(self, steps: int) -> tuple[bool, ...]:
-        first = self.warmup_steps - 1
-        return tuple(step < first or (step - first) % self.interval == 0 for step in range(steps))
+        first, every = self.warmup_steps - 1, self.interval
+        return tuple(
+            step < first or (step - first) // every > (step - first - 1) // every
+            for step in range(steps)
+        )
 
     def validate(self, request: Request) -> None:
-        require(
-            is_count(self.interval), "static_mask.interval", self.interval, "a whole number >= 1"
-        )
+        require(is_number(self.interval, 1), "static_mask.interval", self.interval, "a number >= 1")
         require(
             is_count(self.warmup_steps) and self.warmup_steps <= request.steps,
             "static_mask.warmup_steps",

@@ -22,8 +22,8 @@ REQUEST = Request("t2v", "a red circle", "", 0, 8, 4.0, 32, 32, 9, 16)
     [
         (FlowMatching(steps=0), "flow_matching.steps=0: choose a whole number"),
         (FlowMatching(steps=2.5), "flow_matching.steps=2.5: choose a whole number"),
-        (IntervalMask(interval=0), "static_mask.interval=0: choose a whole number"),
-        (IntervalMask(interval="2"), "static_mask.interval='2': choose a whole number"),
+        (IntervalMask(interval=0), "static_mask.interval=0: choose a number >= 1"),
+        (IntervalMask(interval="2"), "static_mask.interval='2': choose a number >= 1"),
         (IntervalMask(warmup_steps=0), r"static_mask.warmup_steps=0: choose .* 1\.\.8"),
         (IntervalMask(warmup_steps=9), r"static_mask.warmup_steps=9: choose .* 1\.\.8"),
         (ExplicitMask([1, 0, 1]), r"static_mask.mask=\(1, 0, 1\): choose 8 zeros and ones"),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import ceil
 
 import pytest
 
@@ -149,7 +150,8 @@ def test_calibrate_stores_what_it_counted(tmp_path, capsys):
     for line, target in zip(lines, (0.5, 0.25), strict=True):
         match = Match(**json.loads(line))
         interval = match.fields.get("interval", 2)
-        assert match.work == -(-8 // interval) / 8  # computed steps of 8
+        computed = {ceil(interval * turn) for turn in range(8)}
+        assert match.work == len(computed & set(range(8))) / 8
         assert match.target == target and match.low <= match.runtime <= match.high
         assert match.provenance["weights"] == {"weights": "random"}
         assert match.provenance["prompts"]["texts"] == ["a circle"]
