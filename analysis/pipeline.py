@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis import comparison, figures, report, tables
+from analysis import comparison, figures, literature, report, tables
 from analysis.frame import Runtimes, runtimes, tidy
 from analysis.metrics.base import Metric
 from analysis.metrics.vbench import VBench, scorecard
@@ -84,7 +84,7 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
         subtitle=note,
         figures=drawn,
         tables=results,
-        details=benched + gains + compared,
+        details=benched + gains + compared + literature.tables(),
         videos=report.videos(frame, summary, store, metrics),
         shown=report.opening(summary),
     )
