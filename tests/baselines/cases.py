@@ -1,100 +1,158 @@
-"""Every method of conf/method on every kind of Wan pipeline, and what one run of it shows."""
+"""Every method of conf/method on every kind of pipeline, and what one run of it shows."""
 
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
-from diffusers import WanPipeline
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from baselines.base import Method, Request
-from hsa.trace import Trace, experts
+from hsa.trace import Trace, blocks, experts
 from tests import pipelines
 
-STEPS = 40
+STEPS = (20, 40)  # the first that a method takes: settings made for 40 steps are few
 # A threshold fitted to a trained model need not skip on random weights; these do.
 ON_RANDOM_WEIGHTS = {
+    "easycache": {"threshold": 0.5},
     "foresight": {"threshold": 4.0},
     "teacache": {"threshold": 2.0},
     "teacache_embedded": {"threshold": 2.0},
 }
+# What has to be measured on LTX-2 before a method can run, by `hsa-bench calibrate`.
+MEASURED = {
+    "magcache": {
+        "ratios": {
+            "cond_uncond": [1.0, 0.99, 0.98, 0.97],
+            "uncond_stg": [1.0, 0.98, 0.99, 0.97],
+            "uncond_modality": [1.0, 0.97, 0.99, 0.98],
+        }
+    }
+}
 METHODS = {path.stem: path for path in sorted(Path("conf/method").glob("*.yaml"))}
-
-
-def ti2v_text() -> WanPipeline:
-    """TI2V-5B style text-to-video: a timestep for every token."""
-    parts = pipelines.wan_ti2v().components
-    names = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
-    return WanPipeline(**{name: parts[name] for name in names}, expand_timesteps=True)
-
 
 PIPELINES = {
     "wan_t2v": pipelines.wan_t2v,
-    "ti2v_t2v": ti2v_text,
-    "ti2v_i2v": pipelines.wan_ti2v,
+    "wan_i2v": pipelines.wan_i2v,
     "wan22_t2v": pipelines.wan22_t2v,
+    "wan22_i2v": pipelines.wan22_i2v,
+    "ti2v_t2v": pipelines.ti2v_t2v,
+    "ti2v_i2v": pipelines.wan_ti2v,
+    "ltx2_t2v": pipelines.ltx23_t2v,  # in 2.0 the third guidance pass equals the first
+    "ltx2_i2v": pipelines.ltx23_i2v,
 }
+TWO_EXPERTS = ("wan22_t2v", "wan22_i2v")
 
 
-def method(name: str) -> Method:
-    return instantiate(OmegaConf.load(METHODS[name]), **ON_RANDOM_WEIGHTS.get(name, {}))
+@cache
+def pipe_of(pipeline: str):
+    """Two blocks deep: enough for a method that always runs some of them."""
+    pipe = PIPELINES[pipeline]()
+    for transformer in experts(pipe).values():
+        del blocks(transformer)[2:]
+    return pipe
 
 
-def request(pipe, seed: int = 0, steps: int = STEPS, **extra) -> Request:
-    """A short clip; another seed is another prompt too."""
-    i2v = not isinstance(pipe, WanPipeline)
+def branches(pipe) -> tuple[str, ...]:
+    """Cache contexts of one step, in the order of the calls."""
+    wan = hasattr(pipe.transformer, "condition_embedder")
+    return ("cond", "uncond") if wan else ("cond_uncond", "uncond_stg", "uncond_modality")
+
+
+def method(name: str, pipeline: str = "wan_t2v") -> Method:
+    measured = MEASURED.get(name, {}) if pipeline.startswith("ltx2") else {}
+    settings = ON_RANDOM_WEIGHTS.get(name, {}) | measured
+    return instantiate(OmegaConf.load(METHODS[name]), **settings)
+
+
+def steps_of(method: Method) -> int:
+    pipe = PIPELINES["wan_t2v"]()
+    for steps in STEPS[:-1]:
+        try:
+            method.validate(request(pipe, steps=steps))
+        except ValueError:
+            continue
+        return steps
+    return STEPS[-1]
+
+
+def request(pipe, seed: int = 0, steps: int = STEPS[-1], **extra) -> Request:
+    """A short clip with all guidance on; another seed is another prompt too."""
+    i2v = pipelines.is_i2v(pipe)
+    fixed = pipelines.inputs(pipe)
+    known = ("prompt", "negative_prompt", "height", "width", "num_frames", "num_inference_steps")
+    known += ("guidance_scale", "max_sequence_length", "generator", "image")
     return Request(
         task="i2v" if i2v else "t2v",
         prompt=f"{pipelines.PROMPT} {'very ' * seed}fast",
         negative_prompt=pipelines.NEGATIVE,
         seed=seed,
         steps=steps,
-        guidance_scale=4.0,
+        guidance_scale=fixed["guidance_scale"],
         height=32,
         width=32,
         num_frames=9,
-        max_sequence_length=16,
-        image=pipelines.picture() if i2v else None,
-        extra={"output_type": "latent"} | extra,
+        max_sequence_length=fixed["max_sequence_length"],
+        image=fixed.get("image"),
+        extra={key: value for key, value in fixed.items() if key not in known} | extra,
     )
 
 
+def latents(output) -> torch.Tensor:
+    """What a pipeline returned: (B, C, F, H, W), or (B, everything) with the audio of LTX-2."""
+    audio = getattr(output, "audio", None)
+    if audio is None:
+        return output.frames
+    return torch.cat([output.frames.flatten(1), audio.flatten(1)], dim=1)
+
+
 def sample(method: Method, pipe, *requests: Request) -> torch.Tensor:
-    """Latents (B, C, F, H, W) of the videos, all in one attach, one call each."""
+    """Latents of the videos, all in one attach, one call each."""
     with method.attach(pipe, requests[0]):
-        return torch.cat([pipe(**request.kwargs(pipe)).frames for request in requests])
+        return torch.cat([latents(pipe(**request.kwargs(pipe))) for request in requests])
 
 
 @dataclass
 class Run:
-    """One video with everything seen from outside by plain torch hooks."""
+    """Videos of one attach, the first of them seen from outside by plain torch hooks."""
 
-    latents: torch.Tensor
+    latents: list[torch.Tensor]
     trace: Trace
     block_calls: int  # feed-forwards that really ran
-    velocities: dict[tuple[int, str], torch.Tensor]  # (step, branch) -> (1, C, F, H, W)
+    work: int  # numbers that entered a linear layer of a block
+    velocities: dict[tuple[int, str], torch.Tensor]  # (step, branch) -> (B, ...)
+    steps: int
 
 
-def observe(method: Method, pipe, request: Request) -> Run:
+def observe(method: Method, pipe, *requests: Request) -> Run:
     calls, velocities = Counter(), {}
 
     def velocity(module, args, output):
         step = pipe.scheduler.step_index or 0
-        branch = "uncond" if (step, "cond") in velocities else "cond"
-        velocities[step, branch] = output[0]
+        seen = sum(at == step for at, _ in velocities)
+        velocities[step, branches(pipe)[seen]] = output[0]
 
-    with ExitStack() as stack:
-        for transformer in experts(pipe).values():
-            stack.callback(transformer.register_forward_hook(velocity).remove)
-            for block in transformer.blocks:
-                count = block.ffn.register_forward_hook(lambda *_: calls.update(["ffn"]))
-                stack.callback(count.remove)
-        trace = stack.enter_context(method.attach(pipe, request))
-        latents = pipe(**request.kwargs(pipe)).frames
-    return Run(latents, trace, calls["ffn"], velocities)
+    def work(module, args, output):
+        calls["work"] += args[0].numel()
+
+    with method.attach(pipe, requests[0]) as trace:
+        with ExitStack() as stack:
+            for transformer in experts(pipe).values():
+                stack.callback(transformer.register_forward_hook(velocity).remove)
+                for block in blocks(transformer):
+                    feed_forward = block.ffn if hasattr(block, "ffn") else block.ff
+                    hook = feed_forward.register_forward_hook(lambda *_: calls.update(["ff"]))
+                    stack.callback(hook.remove)
+                    for module in block.modules():
+                        if isinstance(module, torch.nn.Linear):
+                            stack.callback(module.register_forward_hook(work).remove)
+            videos = [latents(pipe(**requests[0].kwargs(pipe)))]
+        observed = replace(trace, records=list(trace.records))
+        videos += [latents(pipe(**request.kwargs(pipe))) for request in requests[1:]]
+    return Run(videos, observed, calls["ff"], calls["work"], velocities, requests[0].steps)
 
 
 def fingerprint(pipe) -> dict:
