@@ -113,9 +113,10 @@ def refuse_network(event, arguments):
     if event == "socket.connect" and isinstance(arguments[1], tuple):
         raise ConnectionError(f"offline: no connection to {arguments[1]}")
     if event == "subprocess.Popen":
-        command = arguments[1]
-        name = os.path.basename(command.split()[0] if isinstance(command, str) else command[0])
-        if name in DOWNLOADERS:
+        command = (
+            arguments[1] if isinstance(arguments[1], str) else " ".join(map(str, arguments[1]))
+        )
+        if any(os.path.basename(word) in DOWNLOADERS for word in command.split()):
             raise ConnectionError(f"offline: {command}")
 
 
