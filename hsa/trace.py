@@ -19,8 +19,9 @@ TRACE_HOOK = "hsa_trace"
 class StepRecord:
     """One forward of the transformer as the pipeline asked for it.
 
-    `active_tokens` is the mean number of rows a sample had in the block calls that ran (rows
-    that pad a batch included), 0 where every block was skipped.
+    `active_tokens` is the mean number of rows a sample had in what ran of the blocks (rows that pad
+    a batch included), 0 where every block was skipped. A block's self-attention and its
+    feed-forward count for half a call each: there are methods that skip one of them.
     """
 
     step: int
@@ -28,7 +29,7 @@ class StepRecord:
     expert: str
     active_tokens: float
     tokens: int
-    block_calls: int
+    block_calls: float
     blocks: int
 
 
@@ -52,7 +53,7 @@ class Trace:
         return computed / total if total else 1.0
 
     @property
-    def block_calls(self) -> int:
+    def block_calls(self) -> float:
         return sum(record.block_calls for record in self.records)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,8 +89,8 @@ def blocks(transformer: nn.Module) -> nn.ModuleList:
 def record_calls(pipe: DiffusionPipeline, trace: Trace) -> Iterator[Trace]:
     """Fill `trace.records`, one record a transformer call, whatever other hooks do to the calls.
 
-    Block calls are counted at each block's self-attention: hooks that skip a block replace its
-    forward, so only a submodule tells whether the block really ran.
+    Counted at the last layer of each self-attention and feed-forward: whatever skips a block, or
+    part of one, replaces the forward of a module around it.
     """
     with ExitStack() as stack:
         for expert, transformer in experts(pipe).items():
@@ -100,17 +101,21 @@ def record_calls(pipe: DiffusionPipeline, trace: Trace) -> Iterator[Trace]:
 
 @contextmanager
 def _recorded(pipe, transformer, expert, branch, trace) -> Iterator[None]:
-    rows: list[int] = []  # of each block call of the running forward
+    # Tensors, because a Python counter would have compiled blocks compiled again at every call.
+    calls, rows = torch.zeros((2, 1), dtype=torch.long, device=transformer.device)
     tokens = 0  # that the pipeline asked for
 
     def start(module, args, kwargs):
         nonlocal tokens
-        rows.clear()
-        shape = _hidden_states(args, kwargs).shape  # Wan: (B, C, F, H, W), LTX: (B, N, C)
+        calls.zero_()
+        rows.zero_()
+        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        shape = latents.shape  # Wan: (B, C, F, H, W), LTX: (B, N, C)
         tokens = prod(shape[2:]) // prod(module.config.patch_size) if len(shape) == 5 else shape[1]
 
-    def count(attention, args, kwargs):
-        rows.append(_hidden_states(args, kwargs).shape[1])
+    def count(linear, args):
+        calls.add_(1)
+        rows.add_(args[0].shape[1])
 
     def finish(module, args, output):
         trace.records.append(
@@ -118,19 +123,16 @@ def _recorded(pipe, transformer, expert, branch, trace) -> Iterator[None]:
                 step=pipe.scheduler.step_index or 0,
                 branch=branch.name,
                 expert=expert,
-                active_tokens=sum(rows) / len(rows) if rows else 0.0,
+                active_tokens=rows.item() / max(calls.item(), 1),
                 tokens=tokens,
-                block_calls=len(rows),
+                block_calls=calls.item() / 2,
                 blocks=len(blocks(module)),
             )
         )
 
     handles = [
         transformer.register_forward_pre_hook(start, with_kwargs=True),
-        *(
-            block.attn1.register_forward_pre_hook(count, with_kwargs=True)
-            for block in blocks(transformer)
-        ),
+        *(layer.register_forward_pre_hook(count) for layer in _last_layers(transformer)),
         transformer.register_forward_hook(finish),
     ]
     try:
@@ -140,5 +142,8 @@ def _recorded(pipe, transformer, expert, branch, trace) -> Iterator[None]:
             handle.remove()
 
 
-def _hidden_states(args, kwargs) -> torch.Tensor:
-    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+def _last_layers(transformer: nn.Module) -> Iterator[nn.Module]:
+    """Of the self-attention and the feed-forward of each block."""
+    for block in blocks(transformer):
+        yield block.attn1.to_out[0]
+        yield (block.ffn if hasattr(block, "ffn") else block.ff).net[-1]
