@@ -12,21 +12,25 @@ import torch
 from torch import Tensor, nn
 
 from hsa.allocation import Rows, velocity_change
-from hsa.config import HSAConfig
 from hsa.kv_cache import HostCache, LayerCache, Transfers
 
 
 class Branch:
     """Memory of one guidance branch of one expert: K/V and velocity, each token's latest.
 
+    Args:
+        kv_dtype, kv_device: as in `HSAConfig`.
+
     Attributes:
         velocity: (B, N, C) in the model's dtype, None before the first forward.
     """
 
-    def __init__(self, config: HSAConfig, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, kv_dtype: str = "model", kv_device: str = "model"
+    ) -> None:
         self.velocity: Tensor | None = None
-        self.fp8 = config.kv_dtype == "fp8"
-        self.transfers = Transfers(device) if config.kv_device == "host" else None
+        self.fp8 = kv_dtype == "fp8"
+        self.transfers = Transfers(device) if kv_device == "host" else None
         self.caches: dict[nn.Module, LayerCache] = {}
 
     def cache(self, layer: nn.Module) -> LayerCache:

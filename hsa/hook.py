@@ -1,8 +1,10 @@
 """HSA on a diffusers pipeline: which tokens run at which step, and what a video remembers."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Protocol
 
 import torch
 from diffusers import DiffusionPipeline
@@ -43,32 +45,112 @@ def apply_hsa(pipe: DiffusionPipeline, config: HSAConfig) -> Iterator[Trace]:
             installed; while sampling, a number of steps other than `config.budgets[0]`.
         FloatingPointError: while sampling, a velocity that is not finite.
     """
+    kv_policy = config.kv_dtype, config.kv_device
+    with token_sampler(pipe, partial(HSARule, config), kv_policy) as trace:
+        yield trace
+
+
+class TokenRule(Protocol):
+    """Which tokens of one video run at a step: where token methods differ. All else is shared."""
+
+    def rows(self, step: int, copies: int) -> Rows | None:
+        """The rows to run at `step`, None for every token; the same for all guidance branches.
+
+        The batch holds the samples `copies` times. Not asked where a branch has no memory yet.
+        """
+
+    def measure(self, forward: Forward, previous: Tensor | None) -> None:
+        """Learn from the first guidance branch's forward; `previous` is its last velocity."""
+
+
+@contextmanager
+def token_sampler(
+    pipe: DiffusionPipeline,
+    make_rule: Callable[[CachedEuler, Trace], TokenRule],
+    kv_policy: tuple[str, str] = ("model", "model"),
+) -> Iterator[Trace]:
+    """As `apply_hsa`, with any rule for the tokens that run: one is made for each video.
+
+    Args:
+        make_rule: called when a video begins, with its scheduler and the trace.
+        kv_policy: `kv_dtype` and `kv_device`, as in `HSAConfig`.
+    """
     trace = Trace()
     with ExitStack() as stack:
         stack.enter_context(euler(pipe, CachedEuler))
         adapters = {name: _adapter(model, name) for name, model in experts(pipe).items()}
-        session = _Session(pipe, config, trace)
+        session = _Session(pipe, partial(make_rule, pipe.scheduler, trace), kv_policy)
         stack.enter_context(record_calls(pipe, trace))
         for expert, adapter in adapters.items():
             stack.enter_context(_Expert(session, adapter, expert).installed())
         yield trace
 
 
-class Video:
-    """One video in the making: its branches, their measured velocity change, its allocation."""
+class HSARule:
+    """Measures the velocity change of each token, cuts the groups, and runs them when due.
 
-    def __init__(self, config: HSAConfig, trace: Trace) -> None:
+    Raises:
+        ValueError: the scheduler has another number of steps than the budgets.
+    """
+
+    def __init__(self, config: HSAConfig, scheduler: CachedEuler, trace: Trace) -> None:
+        if scheduler.num_inference_steps != config.schedule.steps:
+            raise ValueError(
+                f"budgets: {config.budgets} are for {config.schedule.steps} steps, "
+                f"but num_inference_steps is {scheduler.num_inference_steps}"
+            )
         self.config, self.trace = config, trace
-        self.expert: str | None = None
-        self.branches: dict[str, Branch] = {}
-        self.steps: dict[str, int] = {}  # last step of each branch; the first branch is measured
         self.changes: list[Tensor] = []  # (B, N) each
         self.groups: Tensor | None = None  # (B, N)
         self._rows: dict[tuple, Rows] = {}
 
+    def rows(self, step: int, copies: int) -> Rows | None:
+        """The tokens of all groups active at `step`."""
+        groups = self.config.schedule.active_groups(step)
+        if len(groups) == len(self.config.budgets):
+            return None
+        if (groups, copies) not in self._rows:
+            active = torch.isin(self.groups, self.groups.new_tensor(groups)).repeat(copies, 1)
+            self._rows[groups, copies] = None if active.all() else Rows(active)
+        return self._rows[groups, copies]
+
+    def measure(self, forward: Forward, previous: Tensor | None) -> None:
+        """Note the velocity change of a warm-up step; cut the groups after the last of them."""
+        if forward.step < self.config.warmup_steps and previous is not None:
+            self.changes.append(forward.velocity_change(previous))
+        if forward.step == self.config.warmup_steps - 1:
+            self._allocate(forward.grid)
+
+    def _allocate(self, grid: tuple[int, int, int]) -> None:
+        if not self.changes:
+            raise ValueError(
+                f"warmup_steps: {self.config.warmup_steps} left no velocity change to measure, "
+                "another expert took over in between; it must be larger"
+            )
+        change = torch.stack(self.changes).mean(0)
+        if self.config.fractions is None:
+            self.groups = groups_by_threshold(change, self.config.thresholds)
+        else:
+            self.groups = groups_by_fraction(change, self.config.fractions)
+        self.trace.allocation = self.groups.unflatten(1, grid).cpu()
+        self.trace.velocity_change = change.unflatten(1, grid).cpu()
+
+
+class _Video:
+    """One video in the making: its rule, and the memory of its guidance branches."""
+
+    def __init__(self, rule: TokenRule, steps: int, kv_policy: tuple[str, str]) -> None:
+        self.rule, self.last, self.kv_policy = rule, steps - 1, kv_policy
+        self.expert: str | None = None
+        self.branches: dict[str, Branch] = {}
+        self.steps: dict[str, int] = {}  # last step of each branch, the measured one first
+
     def follows(self, step: int, branch: str) -> bool:
         """Whether a forward of `branch` at `step` can belong to this video: time only advances."""
         return step >= max(self.steps.values()) and step != self.steps.get(branch)
+
+    def is_first(self, branch: str) -> bool:
+        return branch == next(iter(self.steps))
 
     def start(
         self, step: int, branch: str, expert: str, copies: int, device: torch.device
@@ -80,77 +162,46 @@ class Video:
         if expert != self.expert:
             self.expert, self.branches = expert, {}
         self.steps[branch] = step
-        memory = self.branches.setdefault(branch, Branch(self.config, device))
-        rows = None if memory.velocity is None else self._active_rows(step, copies)
+        memory = self.branches.setdefault(branch, Branch(device, *self.kv_policy))
+        rows = None if memory.velocity is None else self.rule.rows(step, copies)
         return Forward(memory, rows, step, branch, copies)
 
     def finish(self, forward: Forward, previous: Tensor | None) -> None:
-        """Note the velocity change of a warm-up step; cut the groups after the last of them."""
-        step, last = forward.step, self.config.schedule.steps - 1
-        if forward.name == next(iter(self.steps)) and step < self.config.warmup_steps:
-            if previous is not None:
-                self.changes.append(forward.velocity_change(previous))
-            if step == self.config.warmup_steps - 1:
-                self._allocate(forward.grid)
-        if step == last:
+        if self.is_first(forward.name):
+            self.rule.measure(forward, previous)
+        if forward.step == self.last:
             del self.branches[forward.name]  # makes room for the decoder
-
-    def _active_rows(self, step: int, copies: int) -> Rows | None:
-        """The tokens of all groups active at `step`; None where that is every token."""
-        groups = self.config.schedule.active_groups(step)
-        if len(groups) == len(self.config.budgets):
-            return None
-        if (groups, copies) not in self._rows:
-            active = torch.isin(self.groups, self.groups.new_tensor(groups)).repeat(copies, 1)
-            self._rows[groups, copies] = None if active.all() else Rows(active)
-        return self._rows[groups, copies]
-
-    def _allocate(self, grid: tuple[int, int, int]) -> None:
-        if not self.changes:
-            raise ValueError(
-                f"warmup_steps: {self.config.warmup_steps} left no velocity change to measure, "
-                f"{self.expert} took over in between; it must be larger"
-            )
-        change = torch.stack(self.changes).mean(0)
-        if self.config.fractions is None:
-            self.groups = groups_by_threshold(change, self.config.thresholds)
-        else:
-            self.groups = groups_by_fraction(change, self.config.fractions)
-        self.trace.allocation = self.groups.unflatten(1, grid).cpu()
-        self.trace.velocity_change = change.unflatten(1, grid).cpu()
 
 
 class _Session:
-    """What the experts of one pipeline share while HSA is applied: the running video."""
+    """What the experts of one pipeline share while a method is attached: the running video."""
 
-    def __init__(self, pipe: DiffusionPipeline, config: HSAConfig, trace: Trace) -> None:
-        self.pipe, self.config, self.trace = pipe, config, trace
-        self.video: Video | None = None
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        make_rule: Callable[[], TokenRule],
+        kv_policy: tuple[str, str],
+    ) -> None:
+        self.pipe, self.make_rule, self.kv_policy = pipe, make_rule, kv_policy
+        self.video: _Video | None = None
 
     def forget(self) -> None:
         self.video = None
 
     def start(self, branch: str, expert: str, device: torch.device) -> Forward:
         """The running forward, of a new video where the last was left unfinished."""
-        step = self.pipe.scheduler.step_index or 0
+        scheduler = self.pipe.scheduler
+        step = scheduler.step_index or 0
         if self.video is None or not self.video.follows(step, branch):
-            self._check_scheduler()
-            self.video = Video(self.config, self.trace)
+            if not isinstance(scheduler, CachedEuler):
+                raise ValueError(
+                    f"scheduler: {type(scheduler).__name__} was set after HSA; choices: CachedEuler"
+                )
+            steps = scheduler.num_inference_steps
+            self.video = _Video(self.make_rule(), steps, self.kv_policy)
         # LTX pipelines run [uncond, cond] as one batch.
         batched = branch == "cond_uncond" and self.pipe.do_classifier_free_guidance
         return self.video.start(step, branch, expert, 2 if batched else 1, device)
-
-    def _check_scheduler(self) -> None:
-        scheduler = self.pipe.scheduler
-        if not isinstance(scheduler, CachedEuler):
-            raise ValueError(
-                f"scheduler: {type(scheduler).__name__} was set after HSA; choices: CachedEuler"
-            )
-        if scheduler.num_inference_steps != self.config.schedule.steps:
-            raise ValueError(
-                f"budgets: {self.config.budgets} are for {self.config.schedule.steps} steps, "
-                f"but num_inference_steps is {scheduler.num_inference_steps}"
-            )
 
 
 class _Expert:
@@ -183,13 +234,13 @@ class _Expert:
         self.previous = forward.branch.velocity
         batch = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
         args, kwargs = self.adapter.begin(forward, args, kwargs)
-        if forward.name == next(iter(self.session.video.steps)) and forward.step == 0:
+        if self.session.video.is_first(forward.name) and forward.step == 0:
             self._announce(forward.grid, batch // forward.copies)
         return args, kwargs
 
     def _announce(self, grid: tuple[int, int, int], batch: int) -> None:
         """Say what the video's K/V will take; loudly where there is no room for it."""
-        policy = self.session.config.kv_dtype, self.session.config.kv_device
+        policy = self.session.kv_policy
         memory = kv_memory(self.session.pipe, self.adapter, grid, batch)
         level = logging.INFO if memory.fits(*policy) else logging.WARNING
         logger.log(level, memory.describe(*policy))
@@ -219,8 +270,12 @@ class _Expert:
 
 def _adapter(transformer: nn.Module, expert: str) -> Adapter:
     kind = type(transformer).__name__
+    if kind == "OptimizedModule":
+        raise ValueError(f"{expert}: it is compiled as a whole; use compile_repeated_blocks()")
     if kind not in ADAPTERS:
         raise ValueError(f"{expert}: {kind} is not supported; choices: {', '.join(ADAPTERS)}")
+    if transformer._compiled_call_impl is not None:
+        raise ValueError(f"{expert}: it is compiled as a whole; use compile_repeated_blocks()")
     if transformer._parallel_config is not None:
         raise ValueError(f"{expert}: parallelism is enabled; HSA runs on one device")
     for module in transformer.modules():

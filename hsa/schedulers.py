@@ -63,16 +63,17 @@ class CachedEuler(EulerFlowMatch):
 
     Attributes:
         stale: (B, F, H, W) bool, true where a token did not run in this step, or None.
+        velocity: fp32 in the layout of the latents, the guided velocity of the last step.
     """
 
     stale: torch.Tensor | None = None
-    _velocity: torch.Tensor | None = None
+    velocity: torch.Tensor | None = None
 
     def step(self, model_output: torch.Tensor, *args: Any, **kwargs: Any):
         velocity = model_output.float()
         if self.stale is not None:
-            velocity = torch.where(_spread(self.stale, velocity), self._velocity, velocity)
-        self.stale, self._velocity = None, velocity
+            velocity = torch.where(_spread(self.stale, velocity), self.velocity, velocity)
+        self.stale, self.velocity = None, velocity
         return super().step(velocity, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict) -> EulerFlowMatch:

@@ -10,13 +10,11 @@ from functools import cache
 import pytest
 import torch
 
-from hsa import HSAConfig
 from hsa.adapter import Branch, Forward
 from hsa.allocation import Rows
 from hsa.hook import ADAPTERS
 from tests import pipelines
 
-CONFIG = HSAConfig((8, 4), fractions=(0.5, 0.5))
 CPU = torch.device("cpu")
 
 
@@ -106,7 +104,7 @@ def tokens(output: tuple) -> tuple:
 
 
 def fresh() -> Branch:
-    return Branch(CONFIG, CPU)
+    return Branch(CPU)
 
 
 def some(model_output, every: int = 5) -> torch.Tensor:
