@@ -63,8 +63,13 @@ def branches(pipe) -> tuple[str, ...]:
 
 
 def method(name: str, pipeline: str = "wan_t2v") -> Method:
+    """With settings that skip something on this pipeline's random weights."""
     measured = MEASURED.get(name, {}) if pipeline.startswith("ltx2") else {}
-    settings = ON_RANDOM_WEIGHTS.get(name, {}) | measured
+    return instantiated(name, **ON_RANDOM_WEIGHTS.get(name, {}), **measured)
+
+
+def instantiated(name: str, **settings) -> Method:
+    """As the yaml has it, but for some settings."""
     return instantiate(OmegaConf.load(METHODS[name]), **settings)
 
 
@@ -121,7 +126,7 @@ class Run:
 
     latents: list[torch.Tensor]
     trace: Trace
-    block_calls: int  # feed-forwards that really ran
+    block_calls: float  # self-attentions and feed-forwards that really ran, half a call each
     work: int  # numbers that entered a linear layer of a block
     velocities: dict[tuple[int, str], torch.Tensor]  # (step, branch) -> (B, ...)
     steps: int
@@ -144,15 +149,16 @@ def observe(method: Method, pipe, *requests: Request) -> Run:
                 stack.callback(transformer.register_forward_hook(velocity).remove)
                 for block in blocks(transformer):
                     feed_forward = block.ffn if hasattr(block, "ffn") else block.ff
-                    hook = feed_forward.register_forward_hook(lambda *_: calls.update(["ff"]))
-                    stack.callback(hook.remove)
+                    for layer in (block.attn1.to_v, feed_forward.net[0]):
+                        hook = layer.register_forward_hook(lambda *_: calls.update(["half"]))
+                        stack.callback(hook.remove)
                     for module in block.modules():
                         if isinstance(module, torch.nn.Linear):
                             stack.callback(module.register_forward_hook(work).remove)
             videos = [latents(pipe(**requests[0].kwargs(pipe)))]
         observed = replace(trace, records=list(trace.records))
         videos += [latents(pipe(**request.kwargs(pipe))) for request in requests[1:]]
-    return Run(videos, observed, calls["ff"], calls["work"], velocities, requests[0].steps)
+    return Run(videos, observed, calls["half"] / 2, calls["work"], velocities, requests[0].steps)
 
 
 def fingerprint(pipe) -> dict:

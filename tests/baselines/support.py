@@ -1,0 +1,83 @@
+"""Which method serves which pipeline, found by asking each: `python -m tests.baselines.support`.
+
+Writes the table between the marks in README.md.
+"""
+
+import re
+import warnings
+from pathlib import Path
+
+from baselines.base import Method
+from tests.baselines import cases
+from tests.baselines.cases import MEASURED, METHODS, PIPELINES
+
+README = Path("README.md")
+BEGIN, END = "<!-- support: python -m tests.baselines.support -->", "<!-- end of support -->"
+COLUMNS = {
+    "wan_t2v": "Wan 2.1 T2V",
+    "wan_i2v": "Wan 2.1 I2V",
+    "wan22_t2v": "Wan 2.2 T2V",
+    "wan22_i2v": "Wan 2.2 I2V",
+    "ti2v_t2v": "TI2V T2V",
+    "ti2v_i2v": "TI2V I2V",
+    "ltx2_t2v": "LTX-2 T2V",
+    "ltx2_i2v": "LTX-2 I2V",
+}
+
+
+class _Served(Exception):
+    """Raised to leave a pipeline after its first step."""
+
+
+def serves(pipeline: str, method: Method) -> bool:
+    """Whether the method runs the pipeline's first step instead of refusing."""
+
+    def stop(pipe, step, timestep, tensors):
+        raise _Served
+
+    pipe = cases.pipe_of(pipeline)
+    steps = cases.steps_of(method)
+    request = cases.request(pipe, steps=steps, callback_on_step_end=stop)
+    try:
+        with method.attach(pipe, request):
+            pipe(**request.kwargs(pipe))
+    except _Served:
+        return True
+    except ValueError:
+        return False
+
+
+def cell(pipeline: str, name: str) -> str:
+    as_it_is = cases.instantiated(name)
+    if serves(pipeline, as_it_is):
+        return "yes"
+    measured = name in MEASURED and serves(pipeline, cases.method(name, pipeline))
+    return "calibrated" if measured else "refused"
+
+
+def row(name: str) -> str:
+    method = cases.instantiated(name)
+    cells = (cell(pipeline, name) for pipeline in PIPELINES)
+    return f"| {' | '.join([f'`{name}`', method.implementation, *cells])} |"
+
+
+def table() -> str:
+    titles = ["method", "implementation", *COLUMNS.values()]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|", *map(row, METHODS)]
+    return "\n".join(lines)
+
+
+def written() -> str:
+    """The table as README.md has it."""
+    return README.read_text().split(BEGIN)[1].split(END)[0].strip()
+
+
+def write() -> None:
+    text = README.read_text()
+    block = f"{BEGIN}\n{table()}\n{END}"
+    README.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: block, text, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    write()
