@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ COLUMNS = [
     "params",  # JSON of the method's parameters
     "reference",  # True where fidelity is measured against this setting
     "active_fraction",
+    "nfe",  # guidance branch -> full forwards that its computed rows amount to
     "metric",  # "psnr", or "prompt_adherence.colour" for a part of one
     "value",  # NaN: missing
 ]
@@ -38,10 +39,14 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Runtimes:
-    """Measured denoising seconds per setting on one machine, from the exclusive timing pass."""
+    """Measured denoising seconds and memory per setting on one machine, from the timing pass.
+
+    `table` has the index (task, label) and the columns runtime_s, runtime_low, runtime_high, and
+    held_bytes, what is held between steps.
+    """
 
     machine: str | None
-    table: pd.DataFrame  # index (task, label); columns runtime_s, runtime_low, runtime_high
+    table: pd.DataFrame
 
 
 def tidy(plan: Plan, store: Store, metrics: Iterable[Metric]) -> pd.DataFrame:
@@ -77,20 +82,23 @@ def runtimes(plan: Plan, store: Store) -> Runtimes:
             "label": cell.label,
             "machine": timing["machine"],
             "seconds": timing["denoise_s"],
+            "held_bytes": timing.get("held_bytes", np.nan),
         }
         for cell in plan.cells
         for timing in store.timings(cell.key)
     ]
-    timings = pd.DataFrame(rows, columns=[*SETTING, "machine", "seconds"]).astype(
-        {"seconds": float}
+    timings = pd.DataFrame(rows, columns=[*SETTING, "machine", "seconds", "held_bytes"]).astype(
+        {"seconds": float, "held_bytes": float}
     )
     machine = _busiest_machine(timings)
-    groups = timings[timings["machine"] == machine].groupby(SETTING, sort=False)["seconds"]
+    groups = timings[timings["machine"] == machine].groupby(SETTING, sort=False)
+    seconds = groups["seconds"]
     table = pd.DataFrame(
         {
-            "runtime_s": groups.median(),
-            "runtime_low": groups.quantile(0.25),
-            "runtime_high": groups.quantile(0.75),
+            "runtime_s": seconds.median(),
+            "runtime_low": seconds.quantile(0.25),
+            "runtime_high": seconds.quantile(0.75),
+            "held_bytes": groups["held_bytes"].max(),
         }
     )
     return Runtimes(machine, table)
@@ -114,7 +122,18 @@ def _describe(record: dict[str, Any]) -> dict[str, Any]:
         "steps": record["schedule"]["steps"],
         "params": json.dumps(method["params"], sort_keys=True),
         "active_fraction": record["result"]["active_fraction"],
+        "nfe": _forwards(record["result"]["trace"].get("records", {})),
     }
+
+
+def _forwards(records: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """Guidance branch -> full forwards that its computed rows amount to, from a stored trace."""
+    found: dict[str, float] = {}
+    for row in zip(*records.values(), strict=True):
+        call = dict(zip(records, row, strict=True))
+        share = call["active_tokens"] * call["block_calls"] / (call["tokens"] * call["blocks"])
+        found[call["branch"]] = found.get(call["branch"], 0.0) + share
+    return found
 
 
 def _named(metric: Metric, values: Mapping[str, float] | None) -> Iterator[tuple[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 from typing import Any
 
@@ -22,10 +22,11 @@ def summarise(
     """One row per task, setting and metric value, in the order of the frame.
 
     Columns: task, label, method, implementation, steps, params, reference, prompts,
-    active_fraction, runtime_s, runtime_low, runtime_high, runtime (share of the reference
-    setting's), metric, mean, low, high, n, and gain, gain_low, gain_high, gain_n: the paired
-    difference to flow matching at the same runtime (`at_runtime`), raw, so negative is better
-    where lower is.
+    active_fraction, nfe (full forwards of each guidance branch, as text), runtime_s, runtime_low,
+    runtime_high, held_bytes, runtime (share of the reference setting's), extra_bytes (held between
+    steps beyond what the reference setting holds), metric, mean, low, high, n, and gain, gain_low,
+    gain_high, gain_n: the paired difference to flow matching at the same runtime (`at_runtime`),
+    raw, so negative is better where lower is.
     """
     settings = _settings(frame, runtimes)
     higher = {metric.name: metric.higher_is_better for metric in metrics}
@@ -63,11 +64,20 @@ def _settings(frame: pd.DataFrame, runtimes: Runtimes) -> pd.DataFrame:
     settings = groups[ABOUT].first()
     settings["prompts"] = groups["prompt_id"].nunique()
     settings["active_fraction"] = groups["active_fraction"].mean()
+    settings["nfe"] = groups["nfe"].agg(_per_branch)
     settings = settings.join(runtimes.table)
-    reference = settings[settings["reference"]].groupby("task")["runtime_s"].min()
     tasks = settings.index.get_level_values("task")
-    settings["runtime"] = settings["runtime_s"] / reference.reindex(tasks).to_numpy()
+    reference = settings[settings["reference"]].groupby("task")[["runtime_s", "held_bytes"]].min()
+    reference = reference.reindex(tasks).set_axis(settings.index)
+    settings["runtime"] = settings["runtime_s"] / reference["runtime_s"]
+    settings["extra_bytes"] = settings["held_bytes"] - reference["held_bytes"]
     return settings
+
+
+def _per_branch(forwards: Iterable[Mapping[str, float]]) -> str:
+    """Means over videos, in the order of the branches, as in: 20 + 12.5."""
+    table = pd.DataFrame(list(forwards))
+    return " + ".join(f"{mean:.4g}" for mean in table.mean())
 
 
 def _columns(names: tuple[str, str, str, str], estimate: Estimate) -> dict[str, Any]:

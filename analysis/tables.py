@@ -60,7 +60,10 @@ class Table:
 
 
 def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: str = "") -> Table:
-    """Quality, active fraction and runtime of every setting, in the order of the plan.
+    """Quality and cost of every setting, in the order of the plan.
+
+    Cost: active fraction, forwards of each guidance branch, runtime, its share of the reference's
+    with quartiles, and the memory held between steps beyond the reference's.
 
     The best mean of a metric is bold; the reference setting, which has no fidelity, takes part
     in the others.
@@ -76,15 +79,18 @@ def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: s
                 Entry(about["implementation"], number=False),
                 Entry(str(about["prompts"])),
                 Entry(percent(about["active_fraction"])),
+                Entry(about["nfe"] or MISSING),
                 Entry(number(about["runtime_s"])),
-                Entry(percent(about["runtime"])),
+                Entry(_relative(about)),
+                Entry(megabytes(about["extra_bytes"])),
                 *(
                     Entry(_quality(cells, metric, about["prompts"]), label == best[metric.name])
                     for metric in metrics
                 ),
             )
         )
-    header = ("Method", "Implementation", "Prompts", "Active", "Runtime (s)", "Relative")
+    header = ("Method", "Implementation", "Prompts", "Active", "NFE", "Runtime (s)", "Relative")
+    header += ("Extra memory (MB)",)
     return Table(
         f"Quality, {task.upper()}", header + tuple(map(heading, metrics)), tuple(rows), note
     )
@@ -139,6 +145,11 @@ def number(value: float, signed: bool = False) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %" if math.isfinite(share) else MISSING
+
+
+def megabytes(size: float) -> str:
+    """Of a million bytes, one decimal."""
+    return f"{size / 1e6:.1f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(size) else MISSING
 
 
 def interval(estimate: Estimate, signed: bool = False) -> str:
@@ -236,6 +247,17 @@ def _quality(cells: pd.DataFrame, metric: Metric, prompts: int) -> str:
     estimate = _estimate(cells, metric.name)
     count = f" (n={estimate.n})" if 0 < estimate.n < prompts else ""
     return interval(estimate) + count
+
+
+def _relative(about: pd.Series) -> str:
+    """Share of the reference's runtime, with the quartiles of the setting's own timings."""
+    low, high = (
+        about["runtime"] * about[bound] / about["runtime_s"]
+        for bound in ("runtime_low", "runtime_high")
+    )
+    if not math.isfinite(low):
+        return MISSING
+    return f"{percent(about['runtime'])} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _estimate(cells: pd.DataFrame, metric: str, prefix: str = "mean") -> Estimate:

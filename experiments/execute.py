@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -63,12 +63,19 @@ class Video:
     watch: Stopwatch
 
 
-def sample(model: Model, cell: Cell, output_type: str = "np") -> Video:
-    """Run diffusers' own pipeline with the cell's method attached."""
+def sample(
+    model: Model, cell: Cell, output_type: str = "np", each_step: Callable[[], None] | None = None
+) -> Video:
+    """Run diffusers' own pipeline with the cell's method attached.
+
+    Args:
+        each_step: called after every step.
+    """
     pipe = model.pipeline(cell.task)
     arguments = cell.request.kwargs(pipe)
     with cell.method.attach(pipe, cell.request) as trace, _timed(pipe) as watch:
-        output = pipe(**arguments, output_type=output_type, callback_on_step_end=_after_step(watch))
+        after_step = _after_step(watch, each_step)
+        output = pipe(**arguments, output_type=output_type, callback_on_step_end=after_step)
     watch.latents = _on_grid(watch.latents, pipe, cell.request)
     return Video(output.frames[0], trace, watch)
 
@@ -155,10 +162,12 @@ def _timed(pipe: Any) -> Iterator[Stopwatch]:
             handle.remove()
 
 
-def _after_step(watch: Stopwatch):
+def _after_step(watch: Stopwatch, each_step: Callable[[], None] | None):
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
         watch.steps.append(_clock())
         watch.latents = tensors["latents"]
+        if each_step:
+            each_step()
         return tensors
 
     return after_step

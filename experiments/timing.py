@@ -1,7 +1,8 @@
-"""Runtime, measured: a pass of its own with the machine to itself.
+"""Runtime and memory, measured: a pass of its own with the machine to itself.
 
-Settings take turns, so that a machine that gets slower or faster does so for all of them. The
-first run on each pipeline is a warm-up and dropped. Records are appended per machine.
+Settings take turns, so that a machine that gets slower or faster does so for all of them. A cell's
+first run counts the memory that is held between its steps and is not timed, so each pipeline has
+warmed up. Records are appended per machine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from experiments import provenance
 from experiments.cell import Cell
 from experiments.config import TimingConfig
 from experiments.execute import Worker, sample
+from experiments.memory import held
 from experiments.plan import Plan
 from experiments.store import Store
 
@@ -36,17 +38,18 @@ def untimed(plan: Plan, store: Store, config: TimingConfig, machine: str) -> lis
 def measure(cells: list[Cell], worker: Worker) -> Iterator[Cell]:
     """Time the runs and store what they took; yields each cell when it is done."""
     machine = provenance.machine()
-    warm = set()
+    held_bytes: dict[str, int] = {}
     for cell in cells:
         model = worker.model(cell.config.model)
-        pipeline = (cell.config.model.name, cell.task)
-        if pipeline not in warm:
-            sample(model, cell, output_type="latent")
-            warm.add(pipeline)
+        if cell.key not in held_bytes:
+            with held() as memory:
+                sample(model, cell, output_type="latent", each_step=memory.note)
+            held_bytes[cell.key] = memory.peak
         load = provenance.load()
         watch = sample(model, cell, output_type="latent").watch
         timing = {
             **watch.to_dict(),
+            "held_bytes": held_bytes[cell.key],
             "hardware": asdict(machine),
             "load": load,
             "commit": provenance.code().commit,

@@ -69,6 +69,7 @@ def frame(tasks: tuple[str, ...] = ("t2v", "i2v"), seed: int = 0) -> pd.DataFram
                     json.dumps(params),
                     reference,
                     share,
+                    {"cond": 40 * share, "uncond": 20 * share},
                 )
                 rows += [(*about, metric, value) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -76,9 +77,16 @@ def frame(tasks: tuple[str, ...] = ("t2v", "i2v"), seed: int = 0) -> pd.DataFram
 
 def runtimes(tasks: tuple[str, ...] = ("t2v", "i2v"), full_s: float = 4.0) -> Runtimes:
     rows = [
-        (task, label, full_s * share, full_s * share * 0.99, full_s * share * 1.02)
+        (
+            task,
+            label,
+            full_s * share,
+            full_s * share * 0.99,
+            full_s * share * 1.02,
+            9e6 - 8e6 * share,
+        )
         for task in tasks
         for label, *_, share, _ in SETTINGS
     ]
-    columns = ["task", "label", "runtime_s", "runtime_low", "runtime_high"]
+    columns = ["task", "label", "runtime_s", "runtime_low", "runtime_high", "held_bytes"]
     return Runtimes("box", pd.DataFrame(rows, columns=columns).set_index(["task", "label"]))

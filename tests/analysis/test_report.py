@@ -173,10 +173,10 @@ def test_the_overlay_paints_the_tokens_of_full_budget(page) -> None:
 
 
 def test_tables_sort_by_number_with_missing_last(page) -> None:
-    column = "[...document.querySelector('table').tBodies[0].rows].map(r => r.cells[6].textContent)"
-    page.run("document.querySelector('table').tHead.rows[0].cells[6].click()")
+    column = "[...document.querySelector('table').tBodies[0].rows].map(r => r.cells[8].textContent)"
+    page.run("document.querySelector('table').tHead.rows[0].cells[8].click()")
     rising = page.run(column)
-    page.run("document.querySelector('table').tHead.rows[0].cells[6].click()")
+    page.run("document.querySelector('table').tHead.rows[0].cells[8].click()")
     falling = page.run(column)
     assert rising[-1] == falling[-1] == "\N{EN DASH}"
     numbers = [float(text.split()[0]) for text in rising[:-1]]

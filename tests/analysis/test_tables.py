@@ -126,7 +126,8 @@ def test_results_name_direction_implementation_cost_and_the_best(summary) -> Non
     assert "PSNR (dB) \N{UPWARDS ARROW}" in table.header
     assert "Latent error \N{DOWNWARDS ARROW}" in table.header
     rows = {row[0].text: [entry.text for entry in row] for row in table.rows}
-    assert rows["TeaCache 0.2"][1:6] == ["official-rule", "12", "42.0 %", "1.680", "42.0 %"]
+    cost = ["42.0 %", "16.8 + 8.4", "1.680", "42.0 % [41.6, 42.8]", "4.6"]
+    assert rows["TeaCache 0.2"][1:8] == ["official-rule", "12", *cost]
     for metric in synthetic.METRICS:
         column = table.header.index(tables.heading(metric))
         view = summary[(summary["task"] == "t2v") & (summary["metric"] == metric.name)]
@@ -148,7 +149,7 @@ def test_fewer_scores_than_prompts_are_told() -> None:
     partial = frame.assign(value=frame["value"].mask(gone))
     made = summarise(partial, synthetic.runtimes(("t2v",)), synthetic.METRICS)
     table = tables.results(made, synthetic.METRICS, "t2v")
-    psnr = {row[0].text: row[6].text for row in table.rows}
+    psnr = {row[0].text: row[8].text for row in table.rows}
     assert psnr["HSA-25"].endswith("(n=11)") and "n=" not in psnr["HSA-50"]
 
 
