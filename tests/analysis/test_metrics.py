@@ -91,7 +91,6 @@ def test_ssim_is_its_formula() -> None:
     window = np.outer(window, window) / window.sum() ** 2
 
     def smooth(image: np.ndarray) -> np.ndarray:  # (F, H, W, 3)
-        image = np.pad(image, ((0, 0), (5, 5), (5, 5), (0, 0)), mode="reflect")
         return (sliding_window_view(image, (11, 11), axis=(1, 2)) * window).sum((-2, -1))
 
     x, y = video.pixels.astype(float), target.pixels.astype(float)
@@ -99,7 +98,7 @@ def test_ssim_is_its_formula() -> None:
     vx, vy, vxy = smooth(x * x) - mx**2, smooth(y * y) - my**2, smooth(x * y) - mx * my
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     expected = ((2 * mx * my + c1) * (2 * vxy + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    assert SSIM()(video, target)["ssim"] == pytest.approx(expected.mean(), abs=1e-5)
+    assert SSIM()(video, target)["ssim"] == pytest.approx(expected.mean(), abs=1e-9)
     assert SSIM()(target, target)["ssim"] == pytest.approx(1.0)
 
 
