@@ -56,13 +56,12 @@ def mask(calls, branch, ran):
 @pytest.mark.parametrize("family", ["wan_t2v", "wan_i2v", "ti2v_t2v"])
 def test_runs_what_the_paper_says(family):
     calls = watched(FasterCache(), getattr(pipelines, family)())
-    assert mask(calls, "uncond", lambda call: call[0].block_calls == 3) == UNCOND
-    assert mask(calls, "uncond", lambda call: len(call[3]) == 3) == UNCOND
-    assert mask(calls, "cond", lambda call: call[0].block_calls == 3) == "1" * STEPS
+    for ran in (lambda call: len(call[2]) == 3, lambda call: len(call[3]) == 3):
+        assert mask(calls, "uncond", ran) == UNCOND
+    assert mask(calls, "cond", lambda call: len(call[2]) == 3) == "1" * STEPS
     assert mask(calls, "cond", lambda call: len(call[3]) == 3) == ATTENTION
-    for record, _, outputs, computed in calls:
-        assert len(computed) in (0, 3)
-        assert record.block_calls == len(outputs)
+    for record, _, outputs, computed in calls:  # a block runs its feed-forward whatever else
+        assert record.block_calls == (len(outputs) + len(computed)) / 2
 
 
 def test_without_guidance_attention_alone_is_reused():
@@ -100,6 +99,7 @@ def test_attention_continues_its_last_change():
             assert not torch.equal(outputs[step][block], newest)
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")
 def test_unconditional_velocity_is_that_of_the_paper():
     """Eqs. 6 to 11, with the low and high frequencies as diffusers' port splits them."""
     method, size = FasterCache(alpha_low=0.2, alpha_high=0.3), {"height": 48, "width": 64}
