@@ -62,7 +62,7 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
 
-    note = _note(frame, measured, [m.name for m in wanted if m not in metrics])
+    note = _note(frame, measured, [m.name for m in wanted if m not in metrics], plan.notes)
     try:
         benched = [
             table
@@ -130,17 +130,21 @@ def _figures(
     return made
 
 
-def _note(frame: pd.DataFrame, measured: Runtimes, unavailable: Sequence[str]) -> str:
+def _note(
+    frame: pd.DataFrame, measured: Runtimes, unavailable: Sequence[str], notes: Sequence[str]
+) -> str:
     prompts = frame["prompt_id"].nunique()
     parts = [
         f"Means over {prompts} prompts with 95 % bootstrap intervals.",
-        f"Runtime: median of the denoising loop, measured on {measured.machine}."
+        "NFE: forwards of each guidance branch. Runtime: median of the denoising loop with "
+        f"quartiles, measured on {measured.machine}; memory: what is held between steps."
         if measured.machine
         else "Runtime was not measured.",
         f"{MISSING}: not measured; fidelity of the reference to itself is no measurement.",
     ]
     if unavailable:
         parts.append(f"Not available on this machine: {', '.join(unavailable)}.")
+    parts += [f"{note[0].upper()}{note[1:]}." for note in notes]
     return " ".join(parts)
 
 

@@ -15,8 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from analysis.metrics.base import Metric, Sample, frame_pair
-
-BUNDLED = "lib/python*/site-packages/imageio_ffmpeg/binaries/ffmpeg-*"
+from analysis.metrics.vbench.environment import Environment
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,9 @@ class VMAF(Metric):
             return
         if found := shutil.which("ffmpeg"):
             yield found
-        yield from (str(path.absolute()) for path in sorted(Path(self.environment).glob(BUNDLED)))
+        scorer = Path(self.environment).absolute()
+        if bundled := Environment(scorer / "bin" / "python", scorer).ffmpeg:
+            yield bundled
 
 
 @cache

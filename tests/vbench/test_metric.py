@@ -167,15 +167,15 @@ def test_image_to_video_is_compared_with_the_image_it_was_made_from(tmp_path):
     about["request"]["image_sha256"] = first
     sample = stored.write(Store(tmp_path / "store"), about, stored.clip(0, 1.0))
 
-    item = stage(sample, 0, tmp_path, str(tmp_path / "crop"))
+    item = stage(sample, 0, tmp_path, VBench(images=str(tmp_path / "crop")))
     from PIL import Image
 
     assert Image.open(item["image"]).mode == "RGB"  # upstream takes what it gets
     picture().rotate(90).save(crop / "one.png")
     with pytest.raises(ValueError, match="not the image that the video was made from"):
-        stage(sample, 1, tmp_path, str(tmp_path / "crop"))
+        stage(sample, 1, tmp_path, VBench(images=str(tmp_path / "crop")))
     with pytest.raises(ValueError, match="metric.vbench.images: missing"):
-        stage(sample, 2, tmp_path, None)
+        stage(sample, 2, tmp_path, VBench())
 
 
 def test_doctor_tells_of_every_dimension(tmp_path, capsys):

@@ -124,7 +124,7 @@ def damaged(python, samples, tmp_path_factory) -> dict:
     still = stored.inputs("a still", meta=stored.suite_meta("a still", "temporal_flickering"))
     single = stored.write(Store(folder / "store"), still, stored.clip(0, 5.0, frames=1))
     given = [*samples[::-1], samples[0], samples[1], single]
-    items = [stage(sample, i, folder, None) for i, sample in enumerate(given)]
+    items = [stage(sample, i, folder, VBench()) for i, sample in enumerate(given)]
     truncate(Path(items[4]["video"]))
     Path(items[5]["video"]).unlink()
     return Environment(Path(python), folder / "weights").score("temporal_flickering", items)
@@ -138,7 +138,7 @@ def test_a_file_renamed_to_nfd_is_lost_upstream_and_not_here(upstream, samples, 
     """macOS and rsync do that; upstream's mean silently is of fewer videos."""
     assert len(upstream["renamed"]["rows"]) == len(PROMPTS) - 1
     assert FACADES in ours
-    item = stage(samples[-1], 0, tmp_path, None)
+    item = stage(samples[-1], 0, tmp_path, VBench())
     assert unicodedata.is_normalized("NFC", item["video"])
 
 
@@ -153,17 +153,48 @@ def test_a_video_of_one_frame_is_an_error_instead_of_nan(damaged):
     assert [row["id"] for row in damaged["rows"]] == ["0", "1", "2", "3"]
 
 
+IMAGEIO = """
+import sys, imageio_ffmpeg
+source, target = sys.argv[1:]
+writer = imageio_ffmpeg.write_frames(
+    target, (40, 40), fps=8, quality=5, macro_block_size=16, output_params=["-threads", "1"]
+)
+writer.send(None)
+data = open(source, "rb").read()
+for i in range(0, len(data), 40 * 40 * 3):
+    writer.send(data[i : i + 40 * 40 * 3])
+writer.close()
+"""
+
+
+def test_the_encoder_of_diffusers_is_imageios(python, tmp_path):
+    """`export_to_video` calls imageio with these settings; MLPerf scores what comes out."""
+    sample = stored.write(Store(tmp_path / "store"), stored.inputs("a"), stored.clip(0, 9.0, 6, 40))
+    settings = VBench(python=python, encoder="export_to_video")
+    ours, again = (Path(stage(sample, i, tmp_path, settings)["video"]) for i in range(2))
+    assert ours.read_bytes() == again.read_bytes()
+
+    raw, theirs = tmp_path / "frames.rgb", tmp_path / "imageio.mp4"
+    raw.write_bytes(sample.frames().tobytes())
+    subprocess.run([python, "-c", IMAGEIO, str(raw), str(theirs)], check=True)
+    assert video.decode(ours).shape == (6, 48, 48, 3)
+    np.testing.assert_array_equal(video.decode(ours), video.decode(theirs))
+    assert settings.encoding == "ffmpeg -vcodec libx264 -pix_fmt yuv420p -crf 25"
+
+
 def test_what_else_lies_in_a_folder_does_not_matter(samples, tmp_path):
     """Upstream takes every video's suffix from the first name that the folder lists."""
     (samples[0].path / ".DS_Store").touch()
-    item = stage(samples[0], 0, tmp_path, None)
+    item = stage(samples[0], 0, tmp_path, VBench())
     assert (samples[0].path / "record.json").is_file()
     assert Path(item["video"]).resolve() == (samples[0].path / "frames.mkv").resolve()
     assert Path(item["video"]).name == f"{PROMPTS[0]}-0.mp4"
 
 
 def test_prompts_that_differ_in_case_only_do_not_meet(samples, tmp_path):
-    videos = [stage(sample, i, tmp_path, None)["video"] for i, sample in enumerate(samples[1:3])]
+    videos = [
+        stage(sample, i, tmp_path, VBench())["video"] for i, sample in enumerate(samples[1:3])
+    ]
     assert len({path.lower() for path in videos}) == 2
 
 

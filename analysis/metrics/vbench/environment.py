@@ -34,6 +34,7 @@ VERSIONS = (  # of what can change a number
     "opencv-python-headless",
     "decord",
     "pillow",
+    "imageio-ffmpeg",
     "openai-clip",
     "pyiqa",
     "timm",
@@ -76,6 +77,12 @@ class Environment:
             return json.loads((self.folder / STAMP).read_bytes())["mode"]
         except (OSError, ValueError, KeyError):
             return None
+
+    @property
+    def ffmpeg(self) -> str | None:
+        """The one that imageio-ffmpeg bundles."""
+        found = self.folder.glob("lib/python*/site-packages/imageio_ffmpeg/binaries/ffmpeg-*")
+        return next(map(str, sorted(found)), None)
 
     @cached_property
     def versions(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,13 @@ from analysis.metrics.vbench.presets import Preset, choose
 from analysis.metrics.vbench.weights import DEFAULT_FOLDER
 
 FRAMES = "frames.mkv"
-ENCODER = "stored frames, ffv1 bgr0 in Matroska"
+LOSSLESS = "lossless"
+ENCODERS = {  # what VBench reads
+    LOSSLESS: "",
+    "export_to_video": "-vcodec libx264 -pix_fmt yuv420p -crf 25",  # diffusers, MLPerf
+    "crf10": "-vcodec libx264 -pix_fmt yuv420p -crf 10",  # VBench-I2V's README
+}
+MACRO_BLOCK = 16  # sides that are no multiple are scaled up, as imageio does
 FLAVOUR = "standard"  # not VBench-Long, whatever a video's length
 STATIC_FILTER = False  # of temporal flickering's videos
 
@@ -35,6 +42,7 @@ class VBench(Metric):
         python: interpreter of the scorer environment.
         weights: folder of the models' files.
         checkout: of VBench's repository, used instead of the package; null for the package.
+        encoder: of `ENCODERS`. Lossy ones move scores: temporal flickering by a point and more.
         images: VBench-I2V's `crop` folder, which its dimensions compare with.
         device: cpu or cuda, part of a score's identity.
         offline: refuse the network while scoring.
@@ -46,6 +54,7 @@ class VBench(Metric):
     python: str = DEFAULT_PYTHON
     weights: str = DEFAULT_FOLDER
     checkout: str | None = None
+    encoder: str = LOSSLESS
     images: str | None = None
     device: str = "cpu"
     offline: bool = True
@@ -60,6 +69,8 @@ class VBench(Metric):
 
     def __post_init__(self) -> None:
         choose(self.preset)
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"encoder={self.encoder!r}: choose {', '.join(ENCODERS)}")
         if self.chunk < 1:
             raise ValueError(f"chunk={self.chunk}: choose a number from 1")
         if self.device.split(":")[0] not in ("cpu", "cuda"):
@@ -68,6 +79,12 @@ class VBench(Metric):
     @property
     def about(self) -> Preset:
         return choose(self.preset)
+
+    @property
+    def encoding(self) -> str:
+        """What VBench reads, in words."""
+        arguments = ENCODERS[self.encoder]
+        return f"ffmpeg {arguments}" if arguments else "stored frames, ffv1 bgr0 in Matroska"
 
     @cached_property
     def environment(self) -> Environment:
@@ -123,7 +140,7 @@ class VBenchDimension(BatchMetric):
         return {
             "dimension": self.dimension,
             "device": self.settings.device,
-            "encoder": ENCODER,
+            "encoder": self.settings.encoding,
             "flavour": FLAVOUR,
             "worker_sha256": source_sha256(),
             **self.settings.environment.identity(self.dimension),
@@ -141,7 +158,7 @@ class VBenchDimension(BatchMetric):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 items = [
-                    stage(sample, i, Path(folder), self.settings.images)
+                    stage(sample, i, Path(folder), self.settings)
                     for i, sample in enumerate(samples)
                 ]
                 reply = self.settings.environment.score(
@@ -165,33 +182,50 @@ def suite_entry(record: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return (record["request"].get("meta") or {}).get("vbench")
 
 
-def stage(sample: StoredSample, i: int, folder: Path, images: str | None) -> dict[str, Any]:
-    """What the worker needs of one video, linked under the name that VBench expects.
+def stage(sample: StoredSample, i: int, folder: Path, settings: VBench) -> dict[str, Any]:
+    """What the worker needs of one video, which lies under the name that VBench expects.
 
-    VBench reads the stored, lossless frames; both of its decoders read ffv1. Every video gets a
-    folder of its own, so that prompts that differ in case only don't meet, and keeps its suffix.
+    The lossless frames are linked: both of VBench's decoders read ffv1. Every video gets a folder
+    of its own, so that prompts that differ in case only don't meet, and is called .mp4.
 
     Raises:
         ValueError: the image that an image-to-video dimension compares with is not the one that
-            the video was made from.
+            the video was made from, or the video cannot be encoded.
     """
     record = sample.record
     about = suite_entry(record) or {}
-    prompt = about.get("prompt", record["request"]["prompt"])
-    name = f"{about['prompt']}-0.mp4" if about else "video.mp4"
-    link = folder / str(i) / name
-    link.parent.mkdir()
-    link.symlink_to((sample.path / FRAMES).absolute())
+    target = folder / str(i) / (f"{about['prompt']}-0.mp4" if about else "video.mp4")
+    target.parent.mkdir()
+    source = (sample.path / FRAMES).absolute()
+    if settings.encoder == LOSSLESS:
+        target.symlink_to(source)
+    else:
+        _encode(source, target, record["result"]["shape"], settings)
     item = {
         "id": str(i),
-        "video": str(link),
+        "video": str(target),
         "frames": record["result"]["shape"][0],
-        "prompt": prompt,
+        "prompt": about.get("prompt", record["request"]["prompt"]),
         "auxiliary_info": about.get("auxiliary_info"),
     }
     if about.get("suite") == "i2v":
-        item["image"] = str(_first_frame(record, about, images, link.with_name("image.png")))
+        image = _first_frame(record, about, settings.images, target.with_name("image.png"))
+        item["image"] = str(image)
     return item
+
+
+def _encode(source: Path, target: Path, shape: Sequence[int], settings: VBench) -> None:
+    """One thread, since the pixels of libx264 depend on their number."""
+    program = settings.environment.ffmpeg
+    if program is None:
+        raise ValueError(f"encoder={settings.encoder}: no ffmpeg in the scorer environment")
+    height, width = (-(-side // MACRO_BLOCK) * MACRO_BLOCK for side in shape[1:3])
+    filters = f"format=rgb24,scale={width}:{height}"
+    arguments = ["-i", str(source), "-vf", filters, *ENCODERS[settings.encoder].split()]
+    command = [program, "-v", "error", *arguments, "-threads", "1", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"ffmpeg: {' '.join(done.stderr.split())}")
 
 
 def _first_frame(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.metrics.vbench.dimensions import DIMENSIONS
-from analysis.metrics.vbench.metric import ENCODER, FLAVOUR, STATIC_FILTER, VBench, suite_entry
+from analysis.metrics.vbench.metric import FLAVOUR, STATIC_FILTER, VBench, suite_entry
 from analysis.metrics.vbench.presets import Preset
 from analysis.score import stored_values
 from analysis.stats import LEVEL, NOTHING, Estimate, resamples
@@ -245,7 +245,7 @@ def _protocol(
     return {
         "preset": vbench.preset,
         "flavour": FLAVOUR,
-        "encoder": ENCODER,
+        "encoder": vbench.encoding,
         "static_filter": STATIC_FILTER,
         "seeds": sorted(seeds),
         "device": vbench.device,
@@ -308,7 +308,8 @@ def _note(group: Sequence[Card], absent: Sequence[str], scores: Sequence[str]) -
         f"Percent. Preset {protocol['preset']}, {prompts},",
         f"{len(protocol['seeds'])} to a prompt,",
         f"{protocol.get('frames')} frames of {protocol.get('size')} at {protocol.get('fps')} fps,",
-        f"{protocol['flavour']} VBench {protocol['versions'].get('vbench')} on {ENCODER},",
+        f"{protocol['flavour']} VBench {protocol['versions'].get('vbench')}",
+        f"on {protocol['encoder']},",
         "no static filter.",
     ]
     if absent:
