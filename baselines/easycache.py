@@ -28,6 +28,7 @@ class EasyCache(ReuseMethod):
         "two experts: each starts afresh, with computed steps; the last step of all is protected",
         "LTX-2: the batched conditional and unconditional call decides, by the video latents",
     )
+    knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
     boundary: ClassVar = "model"
     joint: ClassVar[bool] = True
 

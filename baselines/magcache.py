@@ -46,6 +46,7 @@ class MagCache(ReuseMethod):
     implementation: ClassVar[str] = "official-rule"
     paper: ClassVar[str] = "arXiv 2506.09045"
     source: ClassVar[str] = "github.com/Zehong-Ma/MagCache df81cb1"
+    knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
 
     ratios: str | Mapping[str, Sequence[float]] = "wan2.1-t2v-1.3b"
     threshold: float = 0.12

@@ -42,6 +42,7 @@ class SeaCache(ReuseMethod):
         "two experts: each starts with a computed step",
         "LTX-2, for which there is no official rule: that of Wan on the video tokens",
     )
+    knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
 
     threshold: float = 0.2
     signal: str = "modulated"

@@ -6,9 +6,12 @@ sample? On a skipped step the blocks' residual of the last computed step is reus
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 from baselines.base import Request, is_count, is_number, require
@@ -90,3 +93,28 @@ class ExplicitMask(_StaticMask):
 
     def neutral(self, request: Request) -> ExplicitMask:
         return replace(self, mask=(1,) * request.steps)
+
+
+def recorded(record: str) -> ExplicitMask:
+    """The steps that a stored sample computed.
+
+    Args:
+        record: path of its record.json in the store, or of a trace (`Trace.to_dict`) as JSON.
+
+    Raises:
+        ValueError: no trace is there, or its guidance branches did not compute the same steps.
+    """
+    try:
+        content = json.loads(Path(record).read_text())
+        trace = content["result"]["trace"] if "result" in content else content
+        columns = trace["records"]
+        ran = zip(columns["step"], columns["branch"], columns["block_calls"], strict=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        choice = "the record.json of a stored sample"
+        raise ValueError(f"static_mask.record={record!r}: choose {choice}") from error
+    masks: dict[str, list[int]] = defaultdict(list)
+    for _, branch, calls in sorted(ran):
+        masks[branch].append(int(calls > 0))
+    different = {tuple(mask) for mask in masks.values()}
+    require(len(different) == 1, "static_mask.record", record, "one where all branches agree")
+    return ExplicitMask(different.pop())

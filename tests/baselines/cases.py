@@ -74,7 +74,7 @@ def instantiated(name: str, **settings) -> Method:
 
 
 def steps_of(method: Method) -> int:
-    pipe = PIPELINES["wan_t2v"]()
+    pipe = pipe_of("wan_t2v")
     for steps in STEPS[:-1]:
         try:
             method.validate(request(pipe, steps=steps))

@@ -1,11 +1,15 @@
 """TeaCache against the published rule, written again as the authors' call counter has it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from baselines.teacache import OFFICIAL, TeaCache, calibrate
 from hsa.schedulers import euler
+from hsa.trace import blocks
+from tests import pipelines
 from tests.baselines.cases import PIPELINES, fingerprint, request
 
 STEPS = 20
@@ -82,6 +86,8 @@ def test_protected_steps_always_compute(use_ret_steps):
         ("wan2.1-i2v-14b-480p", True, 0.05, 0.140),
         ("wan2.1-i2v-14b-720p", False, 0.15, 0.242),
         ("wan2.1-i2v-14b-720p", True, 0.1, 0.836),
+        ("ltx-video-0.9.1", False, 0.15, 0.148),
+        ("hunyuanvideo", False, 0.3, 0.343),
     ],
 )
 def test_official_polynomials(model, use_ret_steps, change, value):
@@ -109,6 +115,84 @@ def test_calibration_fits_what_happened(use_ret_steps):
     assert fit["r2"] == pytest.approx(1 - residuals.var() / y.var(), abs=1e-6)
     np.testing.assert_allclose(residuals @ np.vander(x, 5), 0, atol=1e-8)  # normal equations
     assert fingerprint(pipe) == before
+
+
+def block_inputs(pipe, method, steps) -> tuple[list[np.ndarray], list[bool]]:
+    """Modulated input of block 0 at each call, as the block itself makes it, and what computed.
+
+    The attention of a block beside the pipe's own is asked, so that skipped steps are seen too.
+    """
+    first, seen = blocks(pipe.transformer)[0], []
+    twin = copy.deepcopy(first)
+    twin.attn1.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["hidden_states"].double().numpy()),
+        with_kwargs=True,
+    )
+
+    def ask(block, args, kwargs):
+        twin(**kwargs)
+
+    request_ = request(pipe, steps=steps)
+    with first.register_forward_pre_hook(ask, with_kwargs=True):
+        with method.attach(pipe, request_) as trace:
+            pipe(**request_.kwargs(pipe))
+    return seen, [record.block_calls > 0 for record in trace.records]
+
+
+@pytest.mark.parametrize("name", ["ltx_t2v", "ltx_i2v", "ltx23_t2v", "ltx2_i2v"])
+@pytest.mark.parametrize(
+    ("threshold", "coefficients"), [(0.3, "identity"), (0.2, "ltx-video-0.9.1"), (1.0, CURVED)]
+)
+def test_decides_on_ltx_by_the_modulated_input(name, threshold, coefficients):
+    """The first and the last step are forced; guidance is batched, one decision for both."""
+    pipe = pipelines.ALL[name]()
+    method = TeaCache(threshold, coefficients)
+    every = 1 if name.startswith("ltx_") else 3
+    inputs, computed = block_inputs(pipe, method, STEPS)
+    assert len(inputs) == len(computed) == every * STEPS
+    for branch in range(every):
+        expected, accumulated, own = [True], 0.0, inputs[branch::every]
+        for previous, now in zip(own[:-2], own[1:-1], strict=True):
+            change = np.abs(now - previous).mean() / np.abs(previous).mean()
+            accumulated += np.polyval(method.polynomial, change)
+            expected.append(not accumulated < threshold)
+            accumulated = 0.0 if expected[-1] else accumulated
+        expected.append(True)
+        assert computed[branch::every] == expected
+        assert not all(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "complaint"),
+    [
+        ("ltx2_t2v", TeaCache(use_ret_steps=True), "use_ret_steps=True: choose false, except on"),
+        ("ltx_t2v", TeaCache(0.1, "wan2.1-t2v-14b"), "choose identity, ltx-video-0.9.1"),
+        ("wan_t2v", TeaCache(0.1, "ltx-video-0.9.1"), "choose identity, wan2.1-t2v-1.3b"),
+        ("wan_t2v", TeaCache(0.1, "flux", True), "choose one of wan2.1-t2v-1.3b, .* with use_ret"),
+    ],
+)
+def test_setting_of_another_model_is_refused(name, method, complaint):
+    pipe = pipelines.ALL[name]()
+    before = fingerprint(pipe)
+    with pytest.raises(ValueError, match=complaint):
+        with method.attach(pipe, request(pipe, steps=STEPS)):
+            pass
+    assert fingerprint(pipe) == before
+
+
+def test_batch_is_refused_where_the_sample_decides():
+    pipe = pipelines.ltx2_t2v()
+    request_ = request(pipe, steps=4)
+    with pytest.raises(ValueError, match="teacache: batch=2: choose 1, one video a call"):
+        with TeaCache().attach(pipe, request_):
+            pipe(**request_.kwargs(pipe) | {"num_videos_per_prompt": 2})
+
+
+def test_calibration_on_ltx2_sees_all_branches():
+    pipe = pipelines.ltx2_t2v()
+    fit = calibrate(pipe, [request(pipe, steps=6)])
+    assert len(fit["points"]) == 3 * 5
+    TeaCache(coefficients=fit["coefficients"]).validate(request(pipe))
 
 
 def test_calibrated_list_is_accepted_by_the_method():
