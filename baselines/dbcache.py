@@ -130,9 +130,10 @@ class DBCache(Method):
             CachedAdapter.apply(transformer, **self._settings())
             yield
         finally:
+            # cache-dit would leave a forward on the instance, and the blocks after the head.
+            vars(transformer).pop("_original_forward", None)
             cache_dit.disable_cache(transformer)
-            # What it leaves behind: a forward of the instance, and the blocks after the head.
-            del transformer.forward
+            vars(transformer).pop("forward", None)
             if forward is not None:
                 transformer.forward = forward
             for name in submodules:

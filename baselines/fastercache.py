@@ -86,7 +86,7 @@ class FasterCache(Method):
                 kind,
                 "WanTransformer3DModel, whose guidance branches run one after the other",
             )
-        schedule = Schedule(self, request.steps)
+        schedule = _Schedule(self, request.steps)
         with ExitStack() as stack:
             reuse = partial(_DynamicReuse, schedule)
             stack.enter_context(ruled_modules(pipe, reuse, _self_attentions))
@@ -95,7 +95,7 @@ class FasterCache(Method):
 
 
 @dataclass(frozen=True)
-class Schedule:
+class _Schedule:
     """What runs at each of the ``steps``, by the settings of ``method``."""
 
     method: FasterCache
@@ -128,7 +128,7 @@ class Schedule:
 class _DynamicReuse(Rule):
     """F[t-1] = F[t] + (F[t] - F[t+2]) w(t) in place of a self-attention."""
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: _Schedule) -> None:
         self.schedule = schedule
         self.cache: dict[int, list[Streams]] = {}  # block -> at most two outputs, newest first
 

@@ -4,10 +4,12 @@ import sys
 
 import pytest
 import torch
+from diffusers.hooks import ModelHook
 
 from baselines.base import Request
 from baselines.dbcache import DBCache
 from baselines.flow_matching import FlowMatching
+from hsa.registry import registered
 from hsa.schedulers import euler
 from tests import pipelines
 from tests.baselines.cases import fingerprint
@@ -112,6 +114,18 @@ def test_leaves_modules_in_their_order_and_no_attribute_behind():
         assert everything() != before
     assert everything() == before
     assert fingerprint(pipe) == marks
+
+
+@needs_cache_dit
+def test_runs_under_the_hooks_of_others():
+    pipe = pipelines.wan_t2v()
+    with DBCache(**SETTINGS).attach(pipe, REQUEST):
+        expected = pipelines.sample(pipe, **SIZE)
+    with registered(pipe.transformer, ModelHook(), "another"):
+        marks = fingerprint(pipe)
+        with DBCache(**SETTINGS).attach(pipe, REQUEST):
+            assert torch.equal(pipelines.sample(pipe, **SIZE), expected)
+        assert fingerprint(pipe) == marks
 
 
 @needs_cache_dit
