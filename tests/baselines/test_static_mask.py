@@ -1,9 +1,13 @@
 """Static masks: what is written is what runs."""
 
-import pytest
+import json
 
-from baselines.static_mask import ExplicitMask, IntervalMask
-from tests.baselines.cases import PIPELINES, request
+import pytest
+import torch
+
+from baselines.seacache import SeaCache
+from baselines.static_mask import ExplicitMask, IntervalMask, recorded
+from tests.baselines.cases import PIPELINES, latents, request, sample
 
 
 def written(mask: str) -> tuple[bool, ...]:
@@ -52,3 +56,38 @@ def test_expert_switch_is_computed_against_the_mask():
     cond = [record for record in trace.records if record.branch == "cond"]
     assert [record.expert for record in cond] == ["transformer"] * 3 + ["transformer_2"] * 5
     assert [record.block_calls for record in cond] == [3, 0, 0, 3, 0, 0, 3, 0]
+
+
+@pytest.mark.parametrize("pipeline", ["wan_t2v", "wan22_i2v", "ltx2_t2v"])
+@pytest.mark.parametrize("stored", [False, True])
+def test_replayed_mask_gives_the_same_video(pipeline, stored, tmp_path):
+    """Of a method that reuses the same residual; all that is left of it is its mask."""
+    pipe, record = PIPELINES[pipeline](), tmp_path / "record.json"
+    request_ = request(pipe, steps=12)
+    with SeaCache(0.8).attach(pipe, request_) as trace:
+        original = latents(pipe(**request_.kwargs(pipe)))
+    content = trace.to_dict()
+    record.write_text(json.dumps({"result": {"trace": content}} if stored else content))
+    replay = recorded(str(record))
+    assert 0 < sum(replay.mask) < 12
+    assert torch.equal(sample(replay, pipe, request_), original)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (None, "choose the record.json of a stored sample"),
+        ("{}", "choose the record.json of a stored sample"),
+        ("[1, 0]", "choose the record.json of a stored sample"),
+        (
+            '{"records": {"step": [0, 0], "branch": ["cond", "uncond"], "block_calls": [3, 0]}}',
+            "choose one where all branches agree",
+        ),
+    ],
+)
+def test_useless_record_is_refused(text, complaint, tmp_path):
+    path = tmp_path / "record.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=f"static_mask.record='{path}': {complaint}"):
+        recorded(str(path))
