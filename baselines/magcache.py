@@ -33,7 +33,8 @@ class MagCache(ReuseMethod):
     """Skip up to ``max_skip_steps`` steps while the accumulated error is below ``threshold``.
 
     The error of a step is |1 - product of the ratios since the last computed one|. The first
-    ``retention_ratio`` of each expert's steps are computed; the last step is not protected.
+    ``retention_ratio`` of each expert's steps are computed, and the last ``cache_end_steps`` of
+    all: none, in the released rule.
 
     ``ratios``: a model of the official table, or for each guidance branch the list that
     `calibrate` measured; other numbers of steps take the nearest entry. ``sqrt_ratios``: the
@@ -54,6 +55,7 @@ class MagCache(ReuseMethod):
     retention_ratio: float = 0.2
     sqrt_ratios: bool = False
     cache_first_expert: bool = True
+    cache_end_steps: int = 0
 
     @property
     def by_branch(self) -> dict[str, Sequence[float]]:
@@ -76,12 +78,9 @@ class MagCache(ReuseMethod):
             f"one of {', '.join(OFFICIAL)}, or a list for each branch from `hsa-bench calibrate`",
         )
         require(is_number(self.threshold), "magcache.threshold", self.threshold, "a number >= 0")
-        require(
-            is_count(self.max_skip_steps, minimum=0),
-            "magcache.max_skip_steps",
-            self.max_skip_steps,
-            "a whole number >= 0",
-        )
+        for name in ("max_skip_steps", "cache_end_steps"):
+            value = getattr(self, name)
+            require(is_count(value, minimum=0), f"magcache.{name}", value, "a whole number >= 0")
         require(
             is_number(self.retention_ratio) and self.retention_ratio <= 1,
             "magcache.retention_ratio",
@@ -126,7 +125,7 @@ class MagCache(ReuseMethod):
                 skip = error < self.threshold and skipped <= self.max_skip_steps
                 if not skip:
                     error, skipped, product = 0.0, 0, 1.0
-            computed.append(not skip)
+            computed.append(not skip or step >= steps - self.cache_end_steps)
         return computed
 
     def _retained(self, call: int, branches: int, spans: Sequence[range]) -> bool:

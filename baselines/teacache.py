@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from baselines.base import Request, is_number, is_numbers, require
+from baselines.base import Request, is_count, is_number, is_numbers, require
 from baselines.policy import (
     Call,
     Policy,
@@ -101,9 +101,12 @@ class TeaCache(ReuseMethod):
     def neutral(self, request: Request) -> TeaCache:
         return replace(self, threshold=0.0, coefficients="identity")
 
+    def free_steps(self, steps: int) -> range:
+        """The steps that may be skipped."""
+        return range(5, steps) if self.use_ret_steps else range(1, steps - 1)
+
     def policy(self, request: Request, watch: Watch) -> Policy:
-        free = range(5, request.steps) if self.use_ret_steps else range(1, request.steps - 1)
-        return _Rule(self.threshold, self.polynomial, free, watch)
+        return _Rule(self.threshold, self.polynomial, self.free_steps(request.steps), watch)
 
     def install(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[None]:
         from baselines.reuse import residual_reuse
@@ -121,6 +124,28 @@ class TeaCache(ReuseMethod):
         )
         tap, watch = _watched(pipe, self.use_ret_steps)
         return residual_reuse(pipe, partial(self.policy, request, watch), tap)
+
+
+@dataclass(frozen=True)
+class ProtectedTeaCache(TeaCache):
+    """TeaCache that protects as many first and last steps as the methods beside it."""
+
+    deviations: ClassVar[tuple[str, ...]] = (
+        *TeaCache.deviations,
+        "protected steps are a setting",
+    )
+
+    first_steps: int = 5
+    last_steps: int = 1
+
+    def validate(self, request: Request) -> None:
+        super().validate(request)
+        for name, least in (("first_steps", 1), ("last_steps", 0)):
+            value, choices = getattr(self, name), f"a whole number >= {least}"
+            require(is_count(value, minimum=least), f"teacache.{name}", value, choices)
+
+    def free_steps(self, steps: int) -> range:
+        return range(self.first_steps, steps - self.last_steps)
 
 
 class _Rule(Policy):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,15 @@ def test_other_lengths_take_the_nearest_entry(length):
     assert len(values) == 50
     expected = nearest_interp(torch.tensor(values, dtype=torch.float64), length)
     np.testing.assert_array_equal(nearest(values, length), expected)
+
+
+def test_last_steps_are_protected_on_demand():
+    released = mask(MagCache("wan2.1-i2v-14b-720p", 0.24, 6), 40)
+    assert released.endswith("010010")
+    assert (
+        mask(MagCache("wan2.1-i2v-14b-720p", 0.24, 6, cache_end_steps=3), 40)
+        == released[:-3] + "111"
+    )
 
 
 @pytest.mark.parametrize("pipeline", ["wan_t2v", "wan22_i2v", "ltx2_i2v"])

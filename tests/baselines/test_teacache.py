@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.teacache import OFFICIAL, TeaCache, calibrate
+from baselines.teacache import OFFICIAL, ProtectedTeaCache, TeaCache, calibrate
 from hsa.schedulers import euler
 from hsa.trace import blocks
 from tests import pipelines
@@ -73,6 +73,17 @@ def test_protected_steps_always_compute(use_ret_steps):
     cond = [record.block_calls > 0 for record in trace.records if record.branch == "cond"]
     protected = {0, 1, 2, 3, 4} if use_ret_steps else {0, 7}
     assert cond == [step in protected for step in range(8)]
+
+
+def test_other_protected_steps():
+    pipe = PIPELINES["wan_t2v"]()
+    method = ProtectedTeaCache(float("inf"), first_steps=3, last_steps=2)
+    with method.attach(pipe, request(pipe, steps=8)) as trace:
+        pipe(**request(pipe, steps=8).kwargs(pipe))
+    cond = [record.block_calls > 0 for record in trace.records if record.branch == "cond"]
+    assert cond == [True] * 3 + [False] * 3 + [True] * 2
+    with pytest.raises(ValueError, match="teacache.first_steps=0: choose a whole number >= 1"):
+        ProtectedTeaCache(first_steps=0).validate(request(pipe))
 
 
 @pytest.mark.parametrize(
