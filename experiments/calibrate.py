@@ -64,11 +64,11 @@ def match(experiment: Experiment, worker: Worker) -> Iterator[Match]:
     What is stored already for the same weights is not searched again.
 
     Raises:
-        UserError: a setting that has no target, no knob, or no reference to compare with.
+        UserError: a setting with a target that has no knob, or no reference to compare with.
     """
     runs: dict[str, _Runs] = {}  # targets of one method share what was run
     for setting in experiment.settings:
-        for task in setting.config.tasks:
+        for task in setting.config.tasks if setting.config.target is not None else ():
             config = replace(setting.config, target=None, label=None, tasks=[task])
             signature = repr(config)
             if signature not in runs:
@@ -80,8 +80,6 @@ def match(experiment: Experiment, worker: Worker) -> Iterator[Match]:
 def _match(setting: Setting, runs: _Runs) -> Match | None:
     """Search and store; None where that was done before."""
     config, target, method = setting.config, setting.config.target, runs.method
-    if target is None:
-        raise UserError(f"{setting.label}: no target; give one like target=0.5")
     require_knob(method, setting.label, target)
     key, matches = match_key(config, method, runs.task, target), Matches.of(config)
     known = matches.get(key)

@@ -27,7 +27,8 @@ class Plan:
     """The cells of an experiment, each once: by model, then task, then prompt, then setting.
 
     Prompts come before settings, so that a part of the plan already compares all settings. `notes`
-    say which settings cannot meet their target runtime and are left out, and what is out of date.
+    say which settings are left out, because they cannot meet their target runtime or nobody has
+    searched for it, and what is out of date.
     """
 
     cells: tuple[Cell, ...]
@@ -91,6 +92,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self._unreached: list[str] = []
+        self._unmatched: list[str] = []
         self._stale = 0
         self._built: dict[str, Any] = {}
         self._matches: dict[str, Matches] = {}
@@ -99,8 +101,15 @@ class _Builder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        stale = f"{self._stale} settings were matched on other weights; calibrate them again"
-        return (*self._unreached, *([stale] if self._stale else []))
+        notes = list(self._unreached)
+        if self._unmatched:
+            notes.append(
+                f"left out, without a match for the target: {', '.join(self._unmatched)}; "
+                "`hsa-bench calibrate` with the same arguments finds it"
+            )
+        if self._stale:
+            notes.append(f"{self._stale} settings were matched on other weights; calibrate again")
+        return tuple(notes)
 
     def source(self, setting: Setting) -> _Source:
         if id(setting) not in self._sources:
@@ -129,10 +138,8 @@ class _Builder:
         for task in config.tasks:
             match = found.get(match_key(config, method, task, config.target))
             if match is None:
-                raise UserError(
-                    f"target={config.target}: {found.path} has no match for {label!r}, {task}; "
-                    "`hsa-bench calibrate` with the same arguments finds it"
-                )
+                self._unmatched.append(f"{label} ({task})")
+                continue
             self._stale += match.provenance["weights"] != identity
             if match.reached:
                 methods[task] = matched(method, match)

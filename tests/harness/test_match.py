@@ -126,10 +126,10 @@ def test_a_match_on_other_weights_is_said(tmp_path):
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        ([], ["target=0.5", "tiny.jsonl", "calibrate"]),
+        ([], ["static_uniform target=0.5", "t2v", "calibrate"]),
         (["target=1.5"], ["target=1.5", "up to 1"]),
         (["method=breaking"], ["breaking", "no knob"]),
-        (["method.warmup_steps=2"], ["no match"]),  # matched with other protected steps
+        (["method.warmup_steps=2"], ["without a match"]),  # matched with other protected steps
     ],
 )
 def test_a_target_that_cannot_be_met_is_one_line(overrides, words, tmp_path, capsys):
