@@ -97,7 +97,7 @@ class RAS(Method):
         return replace(self, sample_ratio=1.0, start_step=1, reset_steps=())
 
     def attach(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[Trace]:
-        from hsa.hook import token_sampler
+        from hsa.engine import token_sampler
 
         self.validate(request)
         return token_sampler(pipe, partial(_Selection, self))

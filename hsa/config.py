@@ -1,6 +1,7 @@
 """The setting of HSA: what a user chooses. Pure Python, no torch."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import isclose
@@ -73,11 +74,32 @@ class HSAConfig:
 
     @classmethod
     def for_runtime(
-        cls, runtime: float, steps: int, warmup_steps: int = 5, cooldown_steps: int = 1
+        cls,
+        runtime: float,
+        steps: int,
+        warmup_steps: int | None = None,
+        cooldown_steps: int = 1,
     ) -> "HSAConfig":
-        """The setting whose expected share of active tokens is `runtime` (0..1); see `solve`."""
-        budgets, fractions = solve(runtime, steps, warmup_steps, cooldown_steps)
-        return cls(budgets, fractions, None, warmup_steps, cooldown_steps)
+        """The setting whose expected share of active tokens is `runtime` (0..1); see `solve`.
+
+        Without a number of warm-up steps it is an eighth of the steps, as the paper's 5 of 40, or
+        the most below that with which `runtime` can be met. `Trace.expected_fraction` and
+        `Trace.active_fraction` tell what was promised and what ran.
+
+        Raises:
+            ValueError: `runtime` cannot be met; the line says what can.
+        """
+        longest = max(2, steps // 8)
+        windows = range(longest, 1, -1) if warmup_steps is None else (warmup_steps,)
+
+        def between(window: int) -> HSAConfig:
+            cut = solve(runtime, steps, window, cooldown_steps)
+            return cls(*cut, warmup_steps=window, cooldown_steps=cooldown_steps)
+
+        for window in windows[:-1]:
+            with suppress(ValueError):
+                return between(window)
+        return between(windows[-1])
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -1,88 +1,34 @@
-"""HSA on a diffusers pipeline: which tokens run at which step, and what a video remembers."""
+"""HSA on a diffusers pipeline: each token's step budget from how its velocity changes."""
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Protocol
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.hooks import HookRegistry
-from torch import Tensor, nn
+from torch import Tensor
 
-from hsa.adapter import Adapter, Branch, Forward
+from hsa.adapter import Forward
 from hsa.allocation import Rows, groups_by_fraction, groups_by_threshold
 from hsa.config import HSAConfig
-from hsa.ltx import LTX2Adapter, LTXAdapter
-from hsa.memory import kv_memory
-from hsa.registry import RunningBranch, registered
-from hsa.schedulers import CachedEuler, euler
-from hsa.trace import TRACE_HOOK, Trace, experts, record_calls
-from hsa.wan import WanAdapter
-
-HSA_HOOK = "hsa"
-logger = logging.getLogger("hsa")
-ADAPTERS = {
-    "WanTransformer3DModel": WanAdapter,
-    "LTX2VideoTransformer3DModel": LTX2Adapter,
-    "LTXVideoTransformer3DModel": LTXAdapter,
-}
+from hsa.engine import token_sampler
+from hsa.schedulers import CachedEuler
+from hsa.trace import Trace
 
 
 @contextmanager
 def apply_hsa(pipe: DiffusionPipeline, config: HSAConfig) -> Iterator[Trace]:
     """Sample with HSA inside the block; the pipeline is as before when it ends, however it ends.
 
-    The scheduler is replaced by `CachedEuler` on the same sigma grid for the length of the block:
-    the cached Euler update is exact under it alone.
-
     Yields:
         The trace of what runs. Its allocation is that of the last video made.
 
     Raises:
-        ValueError: a transformer that HSA does not support, or that has a cache or parallelism
-            installed; while sampling, a number of steps other than `config.budgets[0]`.
-        FloatingPointError: while sampling, a velocity that is not finite.
+        ValueError, FloatingPointError: as `token_sampler`, and while sampling, where the number of
+            steps is not `config.budgets[0]`.
     """
     kv_policy = config.kv_dtype, config.kv_device
     with token_sampler(pipe, partial(HSARule, config), kv_policy) as trace:
-        yield trace
-
-
-class TokenRule(Protocol):
-    """Which tokens of one video run at a step: where token methods differ. All else is shared."""
-
-    def rows(self, step: int, copies: int) -> Rows | None:
-        """The rows to run at `step`, None for every token; the same for all guidance branches.
-
-        The batch holds the samples `copies` times. Not asked where a branch has no memory yet.
-        """
-
-    def measure(self, forward: Forward, previous: Tensor | None) -> None:
-        """Learn from the first guidance branch's forward; `previous` is its last velocity."""
-
-
-@contextmanager
-def token_sampler(
-    pipe: DiffusionPipeline,
-    make_rule: Callable[[CachedEuler, Trace], TokenRule],
-    kv_policy: tuple[str, str] = ("model", "model"),
-) -> Iterator[Trace]:
-    """As `apply_hsa`, with any rule for the tokens that run: one is made for each video.
-
-    Args:
-        make_rule: called when a video begins, with its scheduler and the trace.
-        kv_policy: `kv_dtype` and `kv_device`, as in `HSAConfig`.
-    """
-    trace = Trace()
-    with ExitStack() as stack:
-        stack.enter_context(euler(pipe, CachedEuler))
-        adapters = {name: _adapter(model, name) for name, model in experts(pipe).items()}
-        session = _Session(pipe, partial(make_rule, pipe.scheduler, trace), kv_policy)
-        stack.enter_context(record_calls(pipe, trace))
-        for expert, adapter in adapters.items():
-            stack.enter_context(_Expert(session, adapter, expert).installed())
         yield trace
 
 
@@ -132,155 +78,10 @@ class HSARule:
             self.groups = groups_by_threshold(change, self.config.thresholds)
         else:
             self.groups = groups_by_fraction(change, self.config.fractions)
+        shares = [
+            (self.groups == group).float().mean().item()
+            for group in range(len(self.config.budgets))
+        ]
+        self.trace.expected_fraction = self.config.schedule.expected_fraction(shares)
         self.trace.allocation = self.groups.unflatten(1, grid).cpu()
         self.trace.velocity_change = change.unflatten(1, grid).cpu()
-
-
-class _Video:
-    """One video in the making: its rule, and the memory of its guidance branches."""
-
-    def __init__(self, rule: TokenRule, steps: int, kv_policy: tuple[str, str]) -> None:
-        self.rule, self.last, self.kv_policy = rule, steps - 1, kv_policy
-        self.expert: str | None = None
-        self.branches: dict[str, Branch] = {}
-        self.steps: dict[str, int] = {}  # last step of each branch, the measured one first
-
-    def follows(self, step: int, branch: str) -> bool:
-        """Whether a forward of `branch` at `step` can belong to this video: time only advances."""
-        return step >= max(self.steps.values()) and step != self.steps.get(branch)
-
-    def is_first(self, branch: str) -> bool:
-        return branch == next(iter(self.steps))
-
-    def start(
-        self, step: int, branch: str, expert: str, copies: int, device: torch.device
-    ) -> Forward:
-        """The forward of `branch` at `step`, on a batch of `copies` times the samples.
-
-        An expert that takes over starts without a memory, so that its first forward is a full one.
-        """
-        if expert != self.expert:
-            self.expert, self.branches = expert, {}
-        self.steps[branch] = step
-        memory = self.branches.setdefault(branch, Branch(device, *self.kv_policy))
-        rows = None if memory.velocity is None else self.rule.rows(step, copies)
-        return Forward(memory, rows, step, branch, copies)
-
-    def finish(self, forward: Forward, previous: Tensor | None) -> None:
-        if self.is_first(forward.name):
-            self.rule.measure(forward, previous)
-        if forward.step == self.last:
-            del self.branches[forward.name]  # makes room for the decoder
-
-
-class _Session:
-    """What the experts of one pipeline share while a method is attached: the running video."""
-
-    def __init__(
-        self,
-        pipe: DiffusionPipeline,
-        make_rule: Callable[[], TokenRule],
-        kv_policy: tuple[str, str],
-    ) -> None:
-        self.pipe, self.make_rule, self.kv_policy = pipe, make_rule, kv_policy
-        self.video: _Video | None = None
-
-    def forget(self) -> None:
-        self.video = None
-
-    def start(self, branch: str, expert: str, device: torch.device) -> Forward:
-        """The running forward, of a new video where the last was left unfinished."""
-        scheduler = self.pipe.scheduler
-        step = scheduler.step_index or 0
-        if self.video is None or not self.video.follows(step, branch):
-            if not isinstance(scheduler, CachedEuler):
-                raise ValueError(
-                    f"scheduler: {type(scheduler).__name__} was set after HSA; choices: CachedEuler"
-                )
-            steps = scheduler.num_inference_steps
-            self.video = _Video(self.make_rule(), steps, self.kv_policy)
-        # LTX pipelines run [uncond, cond] as one batch.
-        batched = branch == "cond_uncond" and self.pipe.do_classifier_free_guidance
-        return self.video.start(step, branch, expert, 2 if batched else 1, device)
-
-
-class _Expert:
-    """Runs each forward of one transformer on the active tokens only.
-
-    By plain torch hooks: they outlive whatever replaces `forward` in between, as CPU offload does.
-    """
-
-    def __init__(self, session: _Session, adapter: Adapter, name: str) -> None:
-        self.session, self.adapter, self.name = session, adapter, name
-        self.branch = RunningBranch(ended=session.forget)
-        self.previous: Tensor | None = None  # velocity of the branch before the running forward
-
-    @contextmanager
-    def installed(self) -> Iterator[None]:
-        transformer = self.adapter.transformer
-        with registered(transformer, self.branch, HSA_HOOK), self.adapter.installed():
-            handles = [
-                transformer.register_forward_pre_hook(self._start, with_kwargs=True),
-                transformer.register_forward_hook(self._finish, always_call=True),
-            ]
-            try:
-                yield
-            finally:
-                for handle in handles:
-                    handle.remove()
-
-    def _start(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        forward = self.session.start(self.branch.name, self.name, module.device)
-        self.previous = forward.branch.velocity
-        batch = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-        args, kwargs = self.adapter.begin(forward, args, kwargs)
-        if self.session.video.is_first(forward.name) and forward.step == 0:
-            self._announce(forward.grid, batch // forward.copies)
-        return args, kwargs
-
-    def _announce(self, grid: tuple[int, int, int], batch: int) -> None:
-        """Say what the video's K/V will take; loudly where there is no room for it."""
-        policy = self.session.kv_policy
-        memory = kv_memory(self.session.pipe, self.adapter, grid, batch)
-        level = logging.INFO if memory.fits(*policy) else logging.WARNING
-        logger.log(level, memory.describe(*policy))
-
-    def _finish(self, module: nn.Module, args: tuple, output: tuple | None) -> tuple | None:
-        """`output` is None where the forward has failed."""
-        forward, video = self.adapter.forward, self.session.video
-        try:
-            if output is None:
-                return None
-            output = self.adapter.scatter(output)
-            if not forward.branch.velocity.isfinite().all():
-                raise FloatingPointError(
-                    f"velocity is not finite at step {forward.step}, branch {forward.name!r}, "
-                    f"{self.name}"
-                )
-            video.finish(forward, self.previous)
-            self.session.pipe.scheduler.stale = forward.stale()
-            video = None
-            return output
-        finally:
-            self.previous = None
-            self.adapter.end()
-            if video is not None:
-                self.session.forget()
-
-
-def _adapter(transformer: nn.Module, expert: str) -> Adapter:
-    kind = type(transformer).__name__
-    if kind == "OptimizedModule":
-        raise ValueError(f"{expert}: it is compiled as a whole; use compile_repeated_blocks()")
-    if kind not in ADAPTERS:
-        raise ValueError(f"{expert}: {kind} is not supported; choices: {', '.join(ADAPTERS)}")
-    if transformer._compiled_call_impl is not None:
-        raise ValueError(f"{expert}: it is compiled as a whole; use compile_repeated_blocks()")
-    if transformer._parallel_config is not None:
-        raise ValueError(f"{expert}: parallelism is enabled; HSA runs on one device")
-    for module in transformer.modules():
-        registry: HookRegistry | None = getattr(module, "_diffusers_hook", None)
-        for name, hook in registry.hooks.items() if registry else ():
-            if hook._is_stateful and name != TRACE_HOOK:
-                raise ValueError(f"{expert}: the cache {name!r} is installed; remove it first")
-    return ADAPTERS[kind](transformer)

@@ -38,12 +38,16 @@ class Trace:
     """The record of everything sampled while a method was attached.
 
     `allocation` (group of each token, 0 = full budget) and `velocity_change` are those of the last
-    video, both `(B, F, H, W)` on the latent token grid, and None for methods that measure nothing.
+    video, both `(B, F, H, W)` on the latent token grid. `expected_fraction` is what the schedule
+    promises for that allocation, to hold against `active_fraction`: a full step that a second
+    expert starts with, and rows that pad a batch, come on top. All None where a method measures
+    nothing.
     """
 
     records: list[StepRecord] = field(default_factory=list)
     allocation: torch.Tensor | None = None
     velocity_change: torch.Tensor | None = None
+    expected_fraction: float | None = None
 
     @property
     def active_fraction(self) -> float:
@@ -62,6 +66,7 @@ class Trace:
         columns = {column.name: [row[column.name] for row in rows] for column in fields(StepRecord)}
         return {
             "active_fraction": self.active_fraction,
+            "expected_fraction": self.expected_fraction,
             "block_calls": self.block_calls,
             "records": columns,
         }

@@ -12,7 +12,7 @@ import torch
 
 from hsa.adapter import Branch, Forward
 from hsa.allocation import Rows
-from hsa.hook import ADAPTERS
+from hsa.engine import ADAPTERS
 from tests import pipelines
 
 CPU = torch.device("cpu")

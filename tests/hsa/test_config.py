@@ -63,7 +63,7 @@ def test_for_runtime_refreshes_as_often_as_it_can():
 def test_for_runtime_between_windows_that_leave_nothing():
     assert HSAConfig.for_runtime(1.0, steps=6).budgets == (6,)
     with pytest.raises(ValueError, match="runtime: 0.5 .* choices: 1.0000 to 1.0"):
-        HSAConfig.for_runtime(0.5, steps=6)
+        HSAConfig.for_runtime(0.5, steps=6, warmup_steps=5)
 
 
 def test_for_runtime_with_a_prime_number_of_steps():
@@ -75,7 +75,18 @@ def test_for_runtime_with_a_prime_number_of_steps():
 @pytest.mark.parametrize("runtime", [0.1, 0.0, -1, 1.01, float("nan")])
 def test_for_runtime_names_what_can_be_met(runtime):
     with pytest.raises(ValueError, match=rf"runtime: {runtime} .* choices: 0.2004 to 1.0"):
+        HSAConfig.for_runtime(runtime, steps=40, warmup_steps=5)
+    with pytest.raises(ValueError, match=rf"runtime: {runtime} .* choices: 0.1292 to 1.0"):
         HSAConfig.for_runtime(runtime, steps=40)
+
+
+@pytest.mark.parametrize(
+    "runtime, steps, warmup_steps", [(0.25, 40, 5), (0.25, 100, 12), (0.18, 40, 4), (0.5, 8, 2)]
+)
+def test_for_runtime_picks_the_longest_warm_up_that_leaves_room(runtime, steps, warmup_steps):
+    config = HSAConfig.for_runtime(runtime, steps)
+    assert config.warmup_steps == warmup_steps
+    assert config.expected_fraction == pytest.approx(runtime)
 
 
 F = (0.1, 0.3, 0.6)

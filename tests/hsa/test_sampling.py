@@ -198,6 +198,12 @@ def test_measured_share_of_tokens_is_the_expected_one():
     config = HSAConfig((8, 4, 2), fractions=(0.25, 0.25, 0.5), warmup_steps=2)  # N divides evenly
     _, trace = hsa(wan_t2v(), config)
     assert trace.active_fraction == pytest.approx(config.expected_fraction)
+    assert trace.expected_fraction == pytest.approx(config.expected_fraction)
+    by_threshold = HSAConfig((8, 4, 2), thresholds=(0.14, 0.11), warmup_steps=2)
+    _, trace = hsa(wan_t2v(), by_threshold)
+    assert by_threshold.expected_fraction is None
+    assert 0.5 < trace.expected_fraction < 1
+    assert trace.active_fraction == pytest.approx(trace.expected_fraction)
 
 
 def test_allocation_is_made_before_the_first_partial_step_of_both_branches():
