@@ -37,26 +37,27 @@ def score(
         if reason:
             warnings.warn(reason, stacklevel=2)
     usable = available(metrics)
-    single = [metric for metric in usable if not isinstance(metric, BatchMetric)]
     batches = [metric for metric in usable if isinstance(metric, BatchMetric)]
+    waiting: list[list[Cell]] = [[] for _ in batches]
     total = len(plan.cells) * (1 + len(batches))
     refused: dict[str, list[str]] = defaultdict(list)  # metric -> errors
     # the plan keeps a prompt's settings together: two are its current video and its reference
     load = lru_cache(maxsize=2)(lambda key: _Decoded(store.sample(key)))
     for done, cell in enumerate(plan.cells, start=1):
-        if store.has(cell.key):
-            for metric, error in _score_cell(cell, store, single, load):
-                refused[metric].append(error)
+        for metric in _missing(cell, usable, store):
+            if metric in batches:
+                waiting[batches.index(metric)].append(cell)
+            elif error := _score_cell(cell, metric, store, load):
+                refused[metric.name].append(error)
         if progress:
             progress(done, total)
-    for i, metric in enumerate(batches, start=1):
-        for done, errors in _score_chunks(plan, store, metric):
-            refused[metric.name] += errors
+    for i, (metric, cells) in enumerate(zip(batches, waiting, strict=True), start=1):
+        for left, errors in _score_chunks(cells, metric, store):
+            if errors:
+                refused[metric.name] += errors
             if progress:
-                progress(i * len(plan.cells) + done, total)
+                progress((i + 1) * len(plan.cells) - left, total)
     for metric, errors in refused.items():
-        if not errors:
-            continue
         message = f"metric {metric} could not judge {len(errors)} videos, the first: {errors[0]}"
         warnings.warn(message, stacklevel=2)
 
@@ -94,47 +95,49 @@ class _Decoded:
         return self._sample.arrays
 
 
-def _score_cell(
-    cell: Cell, store: Store, metrics: Sequence[Metric], load: Callable[[str], _Decoded]
-) -> Iterator[tuple[str, str]]:
-    """Writes what is missing; yields (metric, error) for what cannot be judged."""
+def _missing(cell: Cell, metrics: Iterable[Metric], store: Store) -> list[Metric]:
+    """Those that can say something of the cell and have not."""
+    if not store.has(cell.key):
+        return []
     scores = store.scores(cell.key)
-    for metric in metrics:
-        identity = _identity(cell, metric)
-        reference_key = identity["reference_key"]
-        if not metric.applies(cell.inputs):
-            continue
-        if reference_key == cell.key:  # fidelity of the reference to itself is no measurement
-            continue
-        if reference_key is not None and not store.has(reference_key):
-            continue
-        if stored_values(cell, metric, scores) is None:
-            values, error = _evaluate(metric, cell.key, reference_key, load)
-            store.write_score(cell.key, **identity, values=values, error=error)
-            if error is not None:
-                yield metric.name, error
-
-
-def _score_chunks(plan: Plan, store: Store, metric: BatchMetric) -> Iterator[tuple[int, list[str]]]:
-    """Writes what is missing chunk by chunk; yields (cells done, errors) after each."""
-    missing = [
-        cell
-        for cell in plan.cells
-        if store.has(cell.key)
-        and metric.applies(cell.inputs)
-        and stored_values(cell, metric, store.scores(cell.key)) is None
+    return [
+        metric
+        for metric in metrics
+        if metric.applies(cell.inputs)
+        and (not metric.needs_reference or _has_reference(cell, store))
+        and stored_values(cell, metric, scores) is None
     ]
-    settled = len(plan.cells) - len(missing)
-    yield settled, []
-    for start in range(0, len(missing), metric.chunk):
-        chunk = missing[start : start + metric.chunk]
+
+
+def _has_reference(cell: Cell, store: Store) -> bool:
+    """Fidelity of the reference to itself is no measurement."""
+    return cell.reference_key != cell.key and store.has(cell.reference_key)
+
+
+def _score_cell(
+    cell: Cell, metric: Metric, store: Store, load: Callable[[str], _Decoded]
+) -> str | None:
+    """Writes a score; the error where the cell cannot be judged."""
+    identity = _identity(cell, metric)
+    values, error = _evaluate(metric, cell.key, identity["reference_key"], load)
+    store.write_score(cell.key, **identity, values=values, error=error)
+    return error
+
+
+def _score_chunks(
+    cells: Sequence[Cell], metric: BatchMetric, store: Store
+) -> Iterator[tuple[int, list[str]]]:
+    """Writes scores chunk by chunk; yields (cells left, errors) before the first and after each."""
+    yield len(cells), []
+    for start in range(0, len(cells), metric.chunk):
+        chunk = cells[start : start + metric.chunk]
         errors = []
         outcomes = metric.batch([store.sample(cell.key) for cell in chunk])
         for cell, outcome in zip(chunk, outcomes, strict=True):
             values, error = (None, outcome) if isinstance(outcome, str) else (outcome, None)
             store.write_score(cell.key, **_identity(cell, metric), values=values, error=error)
             errors += [error] if error else []
-        yield settled + start + len(chunk), errors
+        yield len(cells) - start - len(chunk), errors
 
 
 def _evaluate(

@@ -75,12 +75,11 @@ def test_weights_are_the_published_ones_and_not_empty(tmp_path):
 
 
 def test_other_weights_are_another_score(tmp_path):
-    vbench = VBench(**stored.claim_everything(tmp_path))
-    part = VBenchDimension("motion_smoothness", vbench)
-    before = part.parameters()
+    settings = stored.claim_everything(tmp_path)
+    before = VBenchDimension("motion_smoothness", VBench(**settings)).parameters()
     assert json.loads(json.dumps(before)) == before
     FILES["amt"].find(tmp_path / "weights").write_bytes(b"others")
-    assert part.parameters() != before
+    assert VBenchDimension("motion_smoothness", VBench(**settings)).parameters() != before
 
 
 def test_prompts_decide_which_dimensions_apply():

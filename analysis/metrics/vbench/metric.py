@@ -137,6 +137,10 @@ class VBenchDimension(BatchMetric):
 
     def parameters(self) -> dict[str, Any]:
         """The scorer's identity: another version, file or device gives another score."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
         return {
             "dimension": self.dimension,
             "device": self.settings.device,
