@@ -37,20 +37,39 @@ class Call:
         signal: output of what the method taps, if anything.
         sigma: noise level of the step.
         spans: the steps of each expert.
-        latents: (B, F, H, W, C), the noisy video latents that the transformer is given.
-        grid: F, H, W of the video tokens.
         videos: how many videos the call serves.
+        config: of the transformer.
+        inputs: what the transformer was called with.
     """
 
     step: int
     branch: str
     tokens: Tensor
-    signal: Any = None
-    sigma: float = 0.0
-    spans: tuple[range, ...] = ()
-    latents: Tensor | None = None
-    grid: tuple[int, int, int] = (0, 0, 0)
-    videos: int = 1
+    signal: Any
+    sigma: float
+    spans: tuple[range, ...]
+    videos: int
+    config: Any
+    inputs: Mapping[str, Any]
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """F, H, W of the video tokens: in the shape of Wan's latents, said beside LTX's."""
+        latents, patch = self.inputs["hidden_states"], self.config.patch_size
+        if latents.ndim == 5:
+            sizes, patches = latents.shape[2:], patch
+        else:
+            sizes = (self.inputs[name] for name in ("num_frames", "height", "width"))
+            patches = self.config.patch_size_t, patch, patch
+        return tuple(size // of for size, of in zip(sizes, patches, strict=True))
+
+    @property
+    def latents(self) -> Tensor:
+        """(B, F, H, W, C), the noisy video latents without the channels of an image condition."""
+        latents = self.inputs["hidden_states"]
+        if latents.ndim == 5:
+            return latents[:, : self.config.out_channels].movedim(1, -1)
+        return latents.unflatten(1, self.grid)
 
 
 class Policy(ABC):

@@ -5,8 +5,6 @@ again: by the blocks (embeddings and head still run), or by the whole model. A `
 each call whether to compute. State is born with a video and kept by expert, by guidance branch
 (diffusers' cache context) and by stream (video, and audio on LTX-2), so nothing ever mixes and an
 expert that takes over starts with a computed step.
-
-Shapes: B batch, F H W grid, N = F * H * W video tokens, C channels.
 """
 
 from __future__ import annotations
@@ -98,7 +96,7 @@ class _Engine(RunningBranch):
         self.signal: Any = None
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
-        self.transformer, self.inputs = module, kwargs
+        self.config, self.inputs = module.config, kwargs
         return args, kwargs
 
     def note(self, module: nn.Module, args: tuple, output: Any) -> None:
@@ -121,9 +119,9 @@ class _Engine(RunningBranch):
             signal=signal,
             sigma=video.sigmas[video.step],
             spans=video.spans,
-            latents=_latents(self.transformer, self.inputs),
-            grid=_grid(self.transformer, self.inputs),
             videos=len(streams[0]) // (2 if both else 1),
+            config=self.config,
+            inputs=self.inputs,
         )
         branch.reusing = not branch.policy.decide(call) and len(branch.history) > 0
         if not branch.reusing:
@@ -229,24 +227,3 @@ def _spans(pipe: DiffusionPipeline) -> tuple[range, ...]:
     high = timesteps >= boundary * pipe.scheduler.config.num_train_timesteps
     switch = int(high.sum())
     return range(switch), range(switch, len(timesteps))
-
-
-def _grid(transformer: nn.Module, inputs: Mapping[str, Any]) -> tuple[int, int, int]:
-    """F, H, W of the video tokens: Wan's latents are (B, C, F, H, W), LTX says them beside."""
-    config, latents = transformer.config, inputs["hidden_states"]
-    if latents.ndim == 5:
-        return tuple(n // p for n, p in zip(latents.shape[2:], config.patch_size, strict=True))
-    space = config.patch_size
-    return (
-        inputs["num_frames"] // config.patch_size_t,
-        inputs["height"] // space,
-        inputs["width"] // space,
-    )
-
-
-def _latents(transformer: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """(B, F, H, W, C) without the channels of an image condition."""
-    latents = inputs["hidden_states"]
-    if latents.ndim == 5:
-        return latents[:, : transformer.config.out_channels].movedim(1, -1)
-    return latents.unflatten(1, _grid(transformer, inputs))

@@ -14,7 +14,7 @@ from baselines.base import Method, Request
 from hsa.trace import Trace, blocks, experts
 from tests import pipelines
 
-STEPS = (20, 40)  # the first that a method takes: settings made for 40 steps are few
+STEPS = (16, 40)  # the first that a method takes: settings made for 40 steps are few
 # A threshold fitted to a trained model need not skip on random weights; these do.
 ON_RANDOM_WEIGHTS = {
     "easycache": {"threshold": 0.5},
@@ -44,6 +44,7 @@ PIPELINES = {
     "ltx2_t2v": pipelines.ltx23_t2v,  # in 2.0 the third guidance pass equals the first
     "ltx2_i2v": pipelines.ltx23_i2v,
 }
+LTX2 = ("cond_uncond", "uncond_stg", "uncond_modality")
 TWO_EXPERTS = ("wan22_t2v", "wan22_i2v")
 
 
@@ -57,19 +58,16 @@ def pipe_of(pipeline: str):
 
 
 def branches(pipe) -> tuple[str, ...]:
-    """Cache contexts of one step, in the order of the calls."""
-    wan = hasattr(pipe.transformer, "condition_embedder")
-    return ("cond", "uncond") if wan else ("cond_uncond", "uncond_stg", "uncond_modality")
+    """Cache contexts of one step of `request`, in the order of the calls."""
+    if hasattr(pipe.transformer, "condition_embedder"):
+        return "cond", "uncond"
+    return ("cond_uncond",) if pipelines.is_i2v(pipe) else LTX2
 
 
 def method(name: str, pipeline: str = "wan_t2v") -> Method:
-    """With settings that skip something on this pipeline's random weights."""
+    """As its yaml has it, but for what skips something on random weights of this pipeline."""
     measured = MEASURED.get(name, {}) if pipeline.startswith("ltx2") else {}
-    return instantiated(name, **ON_RANDOM_WEIGHTS.get(name, {}), **measured)
-
-
-def instantiated(name: str, **settings) -> Method:
-    """As the yaml has it, but for some settings."""
+    settings = ON_RANDOM_WEIGHTS.get(name, {}) | measured
     return instantiate(OmegaConf.load(METHODS[name]), **settings)
 
 
@@ -85,9 +83,15 @@ def steps_of(method: Method) -> int:
 
 
 def request(pipe, seed: int = 0, steps: int = STEPS[-1], **extra) -> Request:
-    """A short clip with all guidance on; another seed is another prompt too."""
+    """A short clip; another seed is another prompt too.
+
+    LTX-2 runs all its guidance passes for text, and the batched one alone for images.
+    """
     i2v = pipelines.is_i2v(pipe)
     fixed = pipelines.inputs(pipe)
+    if i2v and pipelines.is_ltx2(pipe):
+        fixed |= pipelines.guidance(pipe, on=False)
+        fixed |= {"guidance_scale": 3.0, "audio_guidance_scale": 7.0}
     known = ("prompt", "negative_prompt", "height", "width", "num_frames", "num_inference_steps")
     known += ("guidance_scale", "max_sequence_length", "generator", "image")
     return Request(

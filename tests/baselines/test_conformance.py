@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from baselines.flow_matching import FlowMatching
-from tests.baselines import cases
+from tests.baselines import cases, support
 from tests.baselines.cases import METHODS, PIPELINES, Run, fingerprint, pipe_of, request, sample
 
 SHORT = 12  # steps of the runs that need none of the settings
@@ -137,3 +137,10 @@ def test_expert_begins_with_a_full_step(pipe, pipeline, run):
     assert len(first) == experts * len(cases.branches(pipe))
     for record in first.values():
         assert (record.block_calls, record.active_tokens) == (record.blocks, record.tokens)
+
+
+def test_table_in_the_readme_is_up_to_date():
+    """Written by `python -m tests.baselines.support`."""
+    pytest.importorskip("cache_dit")  # without it DBCache refuses everything
+    found = support.table(lambda pipeline, name: isinstance(observed(pipeline, name), Run))
+    assert support.written() == found
