@@ -11,6 +11,7 @@ from analysis.metrics.vbench import VBench, aggregate, scorecard
 from analysis.metrics.vbench.dimensions import DIMENSIONS, QUALITY7
 from analysis.metrics.vbench.presets import PRESETS
 from analysis.score import _identity
+from analysis.stats import paired
 from analysis.tables import markdown
 from experiments.plan import Plan
 from experiments.store import Store
@@ -154,6 +155,17 @@ def test_differences_are_paired(bench):
         assert estimate.low <= estimate.mean <= estimate.high
     same = scorecard.difference(reference, reference)
     assert all((each.mean, each.low, each.high) == (0, 0, 0) for each in same.values())
+    written = scorecard.record([reference, fast])[1]["minus"]["FM"]
+    assert written["total"] == [found["total"].mean, found["total"].low, found["total"].high]
+
+
+def test_the_interval_of_a_dimension_is_that_of_its_paired_differences(bench):
+    """A dimension alone in its group, with equal weights, has the plain paired bootstrap."""
+    reference, fast = bench.cards()
+    rows = [np.array(bench.rows[label, "human_action"])[:, 0] for label in ("fast", "FM")]
+    expected = paired(*rows)
+    found = scorecard.difference(fast, reference)["human_action"]
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_the_table_tells_of_protocol_coverage_and_reference(bench):

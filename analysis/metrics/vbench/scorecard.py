@@ -79,16 +79,15 @@ class Card:
     def complete(self) -> bool:
         return all(self.videos[name] == self.expected[name] for name in self.expected)
 
-    def draws(
-        self, names: Iterable[str], weights: Mapping[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Dimensions, and the scores made of them, of resampled prompts.
+    @cached_property
+    def draws(self) -> dict[str, np.ndarray]:
+        """Dimensions and scores of resampled prompts, (draws,) each.
 
-        Args:
-            weights: prompt -> (draws,), how often it is drawn.
+        Every group is resampled by itself, and cards of the same prompts draw the same.
         """
+        weights = _weights(self.groups)
         values = {}
-        for name in names:
+        for name in self.counted:
             sums = self.sums[name]
             drawn = np.stack([weights[prompt] for prompt in sums], axis=1)  # (draws, prompts)
             total, weight = (drawn @ np.array(list(sums.values()))).T
@@ -99,7 +98,8 @@ class Card:
 
 def cards(plan: Plan, store: Store, vbench: VBench) -> list[Card]:
     """A card for every setting of the plan, in its order."""
-    return [_card(task, label, cells, store, vbench) for (task, label), cells in _settings(plan)]
+    settings = plan.by_setting().items()
+    return [_card(task, label, cells, store, vbench) for (task, label), cells in settings]
 
 
 def tables(found: Sequence[Card]) -> list[Table]:
@@ -133,28 +133,32 @@ def require_one_protocol(found: Iterable[Card]) -> None:
                 )
 
 
-def difference(card: Card, reference: Card) -> dict[str, Estimate]:
+def difference(card: Card, other: Card) -> dict[str, Estimate]:
     """Paired differences of dimensions and scores, with bootstrap intervals over prompts.
 
-    Both sides are drawn with the same prompts. A dimension that does not have the same prompts on
-    both sides is left out.
+    A dimension that does not have the same prompts on both sides is left out, and then the scores
+    are too.
     """
-    shared = [
+    if card.groups != other.groups:
+        return {}
+    names = [
         name
         for name in card.counted
-        if name in reference.counted and card.sums[name].keys() == reference.sums[name].keys()
+        if name in other.counted and card.sums[name].keys() == other.sums[name].keys()
     ]
-    weights = _weights(card.groups)
-    ours, theirs = card.draws(shared, weights), reference.draws(shared, weights)
-    mine, other = card.values | card.scores, reference.values | reference.scores
+    if set(names) == {*card.counted, *other.counted}:
+        names += card.scores
+    mine, theirs = card.values | card.scores, other.values | other.scores
     return {
-        name: _estimate(mine[name] - other[name], ours[name] - theirs[name], len(card.groups))
-        for name in ours
+        name: _estimate(
+            mine[name] - theirs[name], card.draws[name] - other.draws[name], len(card.groups)
+        )
+        for name in names
     }
 
 
 def record(found: Sequence[Card]) -> list[dict[str, Any]]:
-    """The cards as JSON, with everything that a number is worth nothing without."""
+    """The cards as JSON: what a number is worth nothing without, and every paired difference."""
     return [
         {
             "task": card.task,
@@ -166,13 +170,20 @@ def record(found: Sequence[Card]) -> list[dict[str, Any]]:
             "complete": card.complete,
             "allow_partial": card.allow_partial,
             "protocol": dict(card.protocol),
+            "minus": {
+                other.label: {name: _bounds(each) for name, each in difference(card, other).items()}
+                for other in found
+                if other is not card and (other.task, other.protocol) == (card.task, card.protocol)
+            },
         }
         for card in found
     ]
 
 
-def _settings(plan: Plan) -> list[tuple[tuple[str, str], list[Cell]]]:
-    return list(plan.by_setting().items())
+def _bounds(estimate: Estimate) -> list[float | None]:
+    """Mean, low, high; None instead of NaN, which is no JSON."""
+    bounds = (estimate.mean, estimate.low, estimate.high)
+    return [float(bound) if np.isfinite(bound) else None for bound in bounds]
 
 
 def _card(task: str, label: str, cells: Sequence[Cell], store: Store, vbench: VBench) -> Card:
@@ -255,7 +266,7 @@ def _protocol(
 
 
 def _weights(groups: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """prompt -> (draws,) how often it is drawn; every group is resampled by itself."""
+    """prompt -> (draws,), how often it is drawn."""
     members: dict[str, list[str]] = {}
     for prompt, group in sorted(groups.items()):
         members.setdefault(group, []).append(prompt)
