@@ -6,9 +6,10 @@ import argparse
 import errno
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rich import progress
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from experiments import doctor, setup
 from experiments.cell import Cell
-from experiments.config import Config, Experiment, build, load_experiment
+from experiments.config import Config, Experiment, build, group_choices, load_experiment
 from experiments.errors import UserError, one_line
 from experiments.estimate import duration, estimate
 from experiments.plan import Plan, plan
@@ -26,6 +27,7 @@ from experiments.store import Store, StoreError
 
 if TYPE_CHECKING:
     from analysis.metrics.base import Metric
+    from analysis.tables import Table as ResultTable
     from experiments.engines import Engine
     from experiments.execute import Worker
 
@@ -42,6 +44,8 @@ hsa-bench COMMAND [-m] [--config-dir DIR] [key=value ...]
   setup      vbench [small]: make the environment that VBench runs in
   calibrate  on prompts=calibration: fit what a method needs for a model; with target=0.5 find and
              store the setting that takes half of the reference's runtime
+  bench      engine: time and memory of a step of HSA, by the share of tokens that run;
+             methods: memory and overhead of all methods, or of method=...
 
 Keys are those of conf/, in Hydra's grammar; -m allows several values a key, --config-dir adds a
 folder with groups of your own:
@@ -99,8 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         doctor.check_packages()
         if command == SETUP:
             return setup.main(overrides)
-        if command == "calibrate" and not any(key.startswith("prompts=") for key in overrides):
-            overrides = ["prompts=calibration", *overrides]
+        overrides, multirun = _with_defaults(command, overrides, multirun)
         experiment = load_experiment(overrides, multirun, config_dir)
         return COMMANDS[command](Session(experiment, _console()))
     except (UserError, StoreError) as error:
@@ -219,6 +222,25 @@ def calibrate(session: Session) -> int:
     return 0
 
 
+def bench_engine(session: Session) -> int:
+    """Time steps of HSA; written to results/bench_engine."""
+    from experiments.bench import engine
+
+    config = session.config.bench
+    results = list(engine.bench(config.sizes, config.shares, config.repeats))
+    return _bench(session, "bench_engine", engine.tables(results), engine.rows(results))
+
+
+def bench_methods(session: Session) -> int:
+    """Measure what methods cost beside their work; written to results/bench_methods."""
+    from experiments.bench import methods
+
+    worker = _worker(session, build(session.config.engine, "engine"))
+    settings = session.experiment.settings
+    costs = list(session.track(methods.bench(session.experiment, worker), len(settings), "measure"))
+    return _bench(session, "bench_methods", methods.tables(costs), methods.rows(costs))
+
+
 COMMANDS: dict[str, Callable[[Session], int]] = {
     "run": run,
     "plan": show_plan,
@@ -228,6 +250,8 @@ COMMANDS: dict[str, Callable[[Session], int]] = {
     "verify": verify,
     "doctor": show_doctor,
     "calibrate": calibrate,
+    "bench engine": bench_engine,
+    "bench methods": bench_methods,
 }
 
 
@@ -242,6 +266,8 @@ def _arguments(argv: Sequence[str] | None) -> tuple[str, list[str], bool, str | 
     if not given or {"-h", "--help"} & set(given):
         print(f"usage: {USAGE}", end="")
         raise SystemExit(0 if given else 2)
+    if given[0] == "bench":
+        given = [" ".join(given[:2]), *given[2:]]
     if given[0] not in commands:
         raise SystemExit(_fail(f"{given[0]}: no such command; choose {', '.join(commands)}"))
     arguments = parser.parse_intermixed_args(given)
@@ -253,6 +279,30 @@ def _require_weights(cells: Sequence[Cell]) -> None:
     for model in {repr(cell.config.model): cell.config.model for cell in cells}.values():
         if model.weights:
             build(model.weights, f"model={model.name}")
+
+
+def _with_defaults(command: str, overrides: list[str], multirun: bool) -> tuple[list[str], bool]:
+    """What a command is about where nothing is said: calibration prompts, or all methods."""
+    chosen = {override.partition("=")[0] for override in overrides}
+    if command == "calibrate" and "prompts" not in chosen:
+        return ["prompts=calibration", *overrides], multirun
+    if command == "bench methods" and not chosen & {"method", "experiment", "grid"}:
+        return [f"method={','.join(group_choices('method'))}", *overrides], True
+    return overrides, multirun
+
+
+def _bench(
+    session: Session, name: str, tables: Sequence[ResultTable], rows: Sequence[Mapping]
+) -> int:
+    from analysis.tables import terminal
+    from experiments import bench
+
+    folder = Path(session.config.results_dir) / name
+    bench.write(folder, tables, rows)
+    for table in tables:
+        session.console.print(terminal(table))
+    session.console.print(str(folder / "table.md"))
+    return 0
 
 
 def _set_aside_damaged(session: Session, cells: Plan) -> None:

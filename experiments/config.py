@@ -79,6 +79,13 @@ class TimingConfig:
 
 
 @dataclass
+class BenchConfig:
+    sizes: list[str] = MISSING
+    shares: list[float] = MISSING
+    repeats: int = MISSING
+
+
+@dataclass
 class Config:
     """The root of `conf/config.yaml`, without the grid and reference that `Experiment` expands."""
 
@@ -94,6 +101,7 @@ class Config:
     matched: str | None = None
     shard: str | None = None
     timing: TimingConfig = field(default_factory=TimingConfig)
+    bench: BenchConfig = field(default_factory=BenchConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     method: dict[str, Any] = MISSING
     prompts: dict[str, Any] = MISSING
@@ -149,6 +157,12 @@ def load_experiment(
             raise UserError(f"{group}={name}: choose {', '.join(options)}") from error
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(one_line(error)) from error
+
+
+def group_choices(group: str) -> list[str]:
+    """Names of the configuration files of a group."""
+    with initialize_config_module("conf", version_base="1.3"):
+        return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
 def build(node: Mapping[str, Any], key: str) -> Any:

@@ -1,8 +1,8 @@
 """Runtime and memory, measured: a pass of its own with the machine to itself.
 
-Settings take turns, so that a machine that gets slower or faster does so for all of them. A cell's
-first run counts the memory that is held between its steps and is not timed, so each pipeline has
-warmed up. Records are appended per machine.
+Settings take turns, so that a machine that gets slower or faster does so for all of them. The
+first run on each pipeline is a warm-up and dropped; a run of its own counts the memory that a cell
+holds between its steps. Records are appended per machine.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ def untimed(plan: Plan, store: Store, config: TimingConfig, machine: str) -> lis
 def measure(cells: list[Cell], worker: Worker) -> Iterator[Cell]:
     """Time the runs and store what they took; yields each cell when it is done."""
     machine = provenance.machine()
-    held_bytes: dict[str, int] = {}
+    warm, held_bytes = set(), {}
     for cell in cells:
         model = worker.model(cell.config.model)
+        pipeline = (cell.config.model.name, cell.task)
+        if pipeline not in warm:
+            sample(model, cell, output_type="latent")
+            warm.add(pipeline)
         if cell.key not in held_bytes:
             with held() as memory:
                 sample(model, cell, output_type="latent", each_step=memory.note)
