@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from analysis.metrics.vbench import suite, weights
+from analysis.metrics.vbench.weights import WeightFile
 from experiments import cli, setup
 
 
@@ -51,3 +55,38 @@ def test_torchvision_is_the_one_for_torch():
     for lock in map(pins, ("requirements.lock", "requirements-small.lock")):
         assert (lock["torch"], lock["torchvision"]) == ("2.13.0", "0.28.0")
         assert lock["vbench"] == "0.1.5"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / ".cache" / "hsa-bench" / "vbench"
+
+
+def test_the_i2v_suite_is_downloaded_and_believed_by_its_hash(i2v_info, home, monkeypatch):
+    about = suite.SUITES["i2v"]
+    wrong = Path(__file__).as_uri()
+    monkeypatch.setitem(suite.SUITES, "i2v", replace(about, url=wrong))
+    assert cli.main(["setup", "vbench", "i2v"]) == 2 and not home.exists()
+    monkeypatch.setitem(suite.SUITES, "i2v", replace(about, url=Path(i2v_info).as_uri()))
+    assert cli.main(["setup", "vbench", "i2v"]) == 0
+    assert (home / about.file).read_bytes() == Path(i2v_info).read_bytes()
+
+
+def test_weights_are_downloaded_whole_or_not_at_all(home, monkeypatch, capsys):
+    there, gone = (Path(__file__).as_uri(), Path(__file__).with_name("none").as_uri())
+    files = {
+        "one": WeightFile("a/one.pth", there),
+        "zipped": WeightFile("b/two.pth", there, how="unzip it"),
+        "bad": WeightFile("c/three.pth", there, sha256="0000"),
+    }
+    monkeypatch.setattr(weights, "FILES", files)
+    assert cli.main(["setup", "vbench", "weights"]) == 1
+    shown = capsys.readouterr().out
+    assert (home / "a" / "one.pth").read_bytes() == Path(__file__).read_bytes()
+    assert "unzip it" in shown and "not the published file" in shown
+    assert not (home / "b" / "two.pth").exists() and not list(home.rglob("*.part"))
+
+    monkeypatch.setattr(weights, "FILES", {"gone": WeightFile("d.pth", gone)})
+    assert cli.main(["setup", "vbench", "weights"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
