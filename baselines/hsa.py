@@ -33,6 +33,8 @@ class HSA(Method):
     thresholds: Sequence[float] | None = None
     warmup_steps: int = 5
     cooldown_steps: int = 1
+    kv_dtype: str = "model"
+    kv_device: str = "model"
 
     @property
     def knob(self) -> tuple[str, float, float]:
