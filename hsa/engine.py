@@ -171,18 +171,19 @@ class _Expert:
                     handle.remove()
 
     def _start(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        forward = self.session.start(self.branch.name, self.name, module.device)
+        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        # Not the module's device: weights that are offloaded come only now.
+        forward = self.session.start(self.branch.name, self.name, latents.device)
         self.previous = forward.branch.velocity
-        batch = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
         args, kwargs = self.adapter.begin(forward, args, kwargs)
         if self.session.video.is_first(forward.name) and forward.step == 0:
-            self._announce(forward.grid, batch // forward.copies)
+            self._announce(forward.grid, len(latents) // forward.copies, latents.device)
         return args, kwargs
 
-    def _announce(self, grid: tuple[int, int, int], batch: int) -> None:
+    def _announce(self, grid: tuple[int, int, int], batch: int, device: torch.device) -> None:
         """Say what the video's K/V will take; loudly where there is no room for it."""
         policy = self.session.kv_policy
-        memory = kv_memory(self.session.pipe, self.adapter, grid, batch)
+        memory = kv_memory(self.session.pipe, self.adapter, grid, batch, device)
         level = logging.INFO if memory.fits(*policy) else logging.WARNING
         logger.log(level, memory.describe(*policy))
 

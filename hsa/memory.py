@@ -80,7 +80,11 @@ class KVMemory:
 
 
 def kv_memory(
-    pipe: DiffusionPipeline, adapter: Adapter, grid: tuple[int, int, int], batch: int
+    pipe: DiffusionPipeline,
+    adapter: Adapter,
+    grid: tuple[int, int, int],
+    batch: int,
+    device: torch.device,
 ) -> KVMemory:
     """What a call of `pipe` that is under way keeps, for `batch` videos of a token grid."""
     guidance = (
@@ -93,7 +97,7 @@ def kv_memory(
         passes=batch * (1 + sum(bool(getattr(pipe, name, False)) for name in guidance)),
         layers=tuple((adapter.kv_width(layer), layer.heads) for layer in adapter.layers),
         itemsize=adapter.transformer.dtype.itemsize,
-        device=adapter.transformer.device,
+        device=device,
     )
 
 
