@@ -73,7 +73,9 @@ def measure(loop: Loop, shares: Sequence[float], repeats: int) -> Measured:
     drawn at random, which is the worst case for gathering them.
     """
     adapter = ADAPTERS[type(loop.transformer).__name__](loop.transformer)
-    found = Measured(loop.tokens, kv_memory(loop, adapter, loop.grid, 1).total())
+    found = Measured(
+        loop.tokens, kv_memory(loop, adapter, loop.grid, 1, adapter.transformer.device).total()
+    )
     kinds = {ALL: 1.0} | {f"{share:.1%} active": share for share in shares}
     for turn in range(repeats + 1):
         with euler(loop), _peak(loop.transformer.device) as plain:
