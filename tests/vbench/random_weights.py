@@ -33,8 +33,10 @@ def save(path, content):
 
 amt = OmegaConf.load(Path(vbench.__file__).parent / "third_party/amt/cfgs/AMT-S.yaml").network
 raft = RAFT(EasyDict(small=False, mixed_precision=False, alternate_corr=False))
-clip = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+clip = CLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12).eval()
+texts, images = torch.zeros(1, 77, dtype=torch.long), torch.zeros(1, 3, 224, 224)
 save("amt_model/amt-s.pth", {"state_dict": build_from_cfg(amt).state_dict()})
 save("raft_model/models/raft-things.pth", raft.state_dict())
 save("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth", MUSIQ(pretrained=False).state_dict())
-save("clip_model/ViT-B-32.pt", clip.state_dict())
+(folder / "clip_model").mkdir(parents=True, exist_ok=True)
+torch.jit.trace(clip, (images, texts)).save(folder / "clip_model/ViT-B-32.pt")  # as OpenAI's is

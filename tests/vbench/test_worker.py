@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import unicodedata
@@ -288,6 +289,20 @@ def test_a_video_without_result_is_lost_but_for_a_colour_of_nothing(worker):
     item = {"id": "a", "video": "/v.mp4", "frames": 9}
     assert worker.read("scene", [item], []) == ([], {"a": "vbench returned no result"})
     assert worker.read("color", [item], []) == ([{"id": "a", "value": None, "weight": 0}], {})
+
+
+def test_a_chunk_without_any_object_in_colour_is_no_failure(worker):
+    """Upstream divides by the number of videos in which it found the object."""
+
+    def fail(*_):
+        return 0 / 0
+
+    request = {"device": "cpu", "options": {}}
+    module = SimpleNamespace(compute_color=fail, compute_scene=fail)
+    aggregate, rows = worker.compute(module, "color", "", None, request)
+    assert math.isnan(aggregate) and rows == []
+    with pytest.raises(ZeroDivisionError):
+        worker.compute(module, "scene", "", None, request)
 
 
 @pytest.mark.parametrize(

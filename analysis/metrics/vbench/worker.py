@@ -18,6 +18,7 @@ downloaders, whatever upstream tries.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -74,12 +75,7 @@ def score(request):
         info = Path(folder, "full_info.json")
         info.write_text(json.dumps([entry(item, dimension) for item in readable]))
         submodules = utils.init_submodules([dimension], local=True)[dimension]
-        import torch
-
-        compute = getattr(module, f"compute_{dimension}")
-        result = compute(
-            str(info), torch.device(request["device"]), submodules, **request["options"]
-        )
+        result = compute(module, dimension, str(info), submodules, request)
     if errors:
         raise Failure("dimension_failed", f"the captioner failed, upstream hid it: {errors[0]}")
     rows, lost = read(dimension, readable, result[-1])
@@ -97,9 +93,8 @@ def prepare(dimension, cache, offline):
     os.environ["HF_HOME"] = str(cache / "huggingface")
     if dimension in ("subject_consistency", "i2v_subject"):  # looked for in two places
         name = "dino_vitbase16_pretrain.pth"
-        link = cache / "dino_model" / name
-        if not link.exists():
-            link.symlink_to(cache / "torch" / "hub" / "checkpoints" / name)
+        with contextlib.suppress(FileExistsError):
+            (cache / "dino_model" / name).symlink_to(cache / "torch" / "hub" / "checkpoints" / name)
     if dimension == "motion_smoothness":  # amt-s.pth holds more than tensors
         os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
     if offline:
@@ -160,7 +155,7 @@ def seed_vocabulary():
 
 
 def dreamsim_in(folder, cache):
-    """upstream's DreamSim looks for everything in `./models`, DINO's code and weights too."""
+    """Upstream's DreamSim looks for everything in `./models`, DINO's code and weights too."""
     models = folder / "models"
     models.mkdir()
     for path in (cache / "dreamsim").glob("*"):
@@ -169,6 +164,21 @@ def dreamsim_in(folder, cache):
     (models / code).symlink_to(cache / "dino_model" / code)
     (models / "checkpoints").symlink_to(cache / "torch" / "hub" / "checkpoints")
     os.chdir(folder)
+
+
+def compute(module, dimension, info, submodules, request):
+    """Upstream's (aggregate, ..., rows)."""
+    import torch
+
+    device = torch.device(request["device"])  # upstream takes a text "cuda" for something else
+    try:
+        return getattr(module, f"compute_{dimension}")(
+            info, device, submodules, **request["options"]
+        )
+    except ZeroDivisionError:
+        if dimension != "color":
+            raise
+        return math.nan, []  # it divides by the number of videos in which the object was found
 
 
 def unreadable(item):
