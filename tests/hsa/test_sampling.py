@@ -9,6 +9,7 @@ from dataclasses import replace
 import accelerate
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 
 from hsa import HSAConfig, apply_hsa
 from hsa.schedulers import EulerFlowMatch, euler
@@ -408,6 +409,16 @@ def test_nan_velocity_names_step_and_branch():
 def test_number_of_steps_must_be_the_full_budget():
     with pytest.raises(ValueError, match=r"budgets: \(8, 4, 2\) .* num_inference_steps is 6"):
         hsa(wan_t2v(), steps=6)
+
+
+def test_scheduler_set_inside_the_block_is_refused():
+    """Wan's own UniPC looks back over several velocities: a cached one would be silently wrong."""
+    pipe = wan_t2v()
+    shipped = pipe.scheduler
+    with apply_hsa(pipe, CONFIG), pytest.raises(ValueError, match="UniPC.* was set after HSA"):
+        pipe.scheduler = UniPCMultistepScheduler.from_config(shipped.config)
+        sample(pipe)
+    assert pipe.scheduler is shipped
 
 
 def test_hsa_twice_is_refused():
