@@ -1,7 +1,7 @@
 """Named sets of prompts and dimensions, and the score that each may be called by.
 
-`t2v` and `i2v` are VBench and VBench-I2V themselves. The others are cheaper and say so by their
-name: their score is never VBench's total.
+`t2v` and `i2v` are VBench and VBench-I2V themselves. The others are cheaper: `mini` has the suite's
+scores on fewer prompts, the rest a score of their own name. Tables name the preset.
 """
 
 from __future__ import annotations
@@ -50,12 +50,10 @@ class Preset:
 
     def scores(self, values: Mapping[str, Number]) -> dict[str, Number]:
         """The scores that have all of their dimensions, in 0..1."""
-        complete = all(name in values for name in self.dimensions)
         if self.score is None:
             return combine(values, self.suite) if self.suite else {}
-        if not complete:
-            return {}
-        return {self.score: COMBINED[self.score](values)}
+        complete = all(name in values for name in self.dimensions)
+        return {self.score: COMBINED[self.score](values)} if complete else {}
 
     def expected(self, dimension: str) -> int | None:
         """How many prompts of the preset have the dimension; None where there is no suite."""

@@ -72,7 +72,7 @@ def t2v_prompts(
 
 
 def i2v_prompts(
-    images: str,
+    images: str | None,
     ratio: str,
     preset: str = "i2v",
     info: str | None = None,
@@ -90,6 +90,8 @@ def i2v_prompts(
         ValueError: as for `t2v_prompts`, or a picture is missing.
     """
     _require_suite(preset, "i2v")
+    if images is None:
+        raise ValueError("images: missing, the crop folder of VBench-I2V's data (docs/vbench.md)")
     downloaded = Path(DEFAULT_FOLDER).expanduser() / SUITES["i2v"].file
     entries, digest = read("i2v", Path(info) if info else downloaded)
     texts, rewriting = _rewritten(rewritten, entries)
