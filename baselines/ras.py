@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from hsa.schedulers import CachedEuler
     from hsa.trace import Trace
 
-METRICS = ("std", "l2norm")
-STARVATION = ("released", "sign-fixed")
+CHOICES = {
+    "metric": ("std", "l2norm"),
+    "starvation": ("released", "sign-fixed"),
+    "kv_dtype": ("model", "fp8"),
+    "kv_device": ("model", "host"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class RAS(Method):
 
     The first frame of an image-to-video model may be given: tokens of timestep 0. There is no noise
     to predict for them, so they are the first to be left out and run at dense steps alone.
+
+    ``kv_dtype`` and ``kv_device`` are those of `hsa.HSAConfig`.
     """
 
     version: ClassVar[int] = 1
@@ -67,6 +73,8 @@ class RAS(Method):
     high_ratio: float = 1.0
     starvation: Literal["released", "sign-fixed"] = "released"
     starvation_scale: float = 0.1
+    kv_dtype: Literal["model", "fp8"] = "model"
+    kv_device: Literal["model", "host"] = "model"
 
     def validate(self, request: Request) -> None:
         ratio, start, resets = self.sample_ratio, self.start_step, self.reset_steps
@@ -81,17 +89,13 @@ class RAS(Method):
             resets,
             f"whole numbers in {start}..{request.steps - 1}",
         )
-        require(self.metric in METRICS, "ras.metric", self.metric, f"one of {', '.join(METRICS)}")
         valid = is_number(self.high_ratio) and self.high_ratio <= 1
         require(valid, "ras.high_ratio", self.high_ratio, "a number in 0..1")
-        require(
-            self.starvation in STARVATION,
-            "ras.starvation",
-            self.starvation,
-            f"one of {', '.join(STARVATION)}",
-        )
         valid = is_number(self.starvation_scale)
         require(valid, "ras.starvation_scale", self.starvation_scale, "a number >= 0")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            require(value in choices, f"ras.{name}", value, f"one of {', '.join(choices)}")
 
     def neutral(self, request: Request) -> RAS:
         return replace(self, sample_ratio=1.0, start_step=1, reset_steps=())
@@ -100,7 +104,7 @@ class RAS(Method):
         from hsa.engine import token_sampler
 
         self.validate(request)
-        return token_sampler(pipe, partial(_Selection, self))
+        return token_sampler(pipe, partial(_Selection, self), (self.kv_dtype, self.kv_device))
 
     def num_dropped(self, step: int, num_tokens: int) -> int:
         """Tokens to leave out at a step."""

@@ -225,6 +225,16 @@ def test_variants_differ_at_the_high_end_alone():
     assert not torch.equal(videos[1.0, "released"], videos[1.0, "sign-fixed"])
 
 
+def test_keys_and_values_are_kept_as_told():
+    pipe, videos = pipelines.wan_t2v(), {}
+    for policy in (("model", "model"), ("model", "host"), ("fp8", "model")):
+        with ras(kv_dtype=policy[0], kv_device=policy[1]).attach(pipe, REQUEST):
+            videos[policy] = pipelines.sample(pipe, steps=STEPS)
+    exact, host, fp8 = videos.values()
+    assert torch.equal(host, exact)
+    assert 0 < (fp8 - exact).norm() / exact.norm() < 0.1
+
+
 @pytest.mark.parametrize("count", [0, 7, 16, 30])
 def test_given_tokens_are_left_out_first(count):
     metric = torch.rand(N, generator=torch.Generator().manual_seed(0))
@@ -250,6 +260,7 @@ def test_given_tokens_are_left_out_first(count):
         ({"metric": "l1"}, "ras.metric='l1': choose one of std, l2norm"),
         ({"high_ratio": -0.1}, r"ras.high_ratio=-0.1: choose a number in 0\.\.1"),
         ({"starvation": "none"}, "ras.starvation='none': choose one of released, sign-fixed"),
+        ({"kv_dtype": "int8"}, "ras.kv_dtype='int8': choose one of model, fp8"),
         ({"starvation_scale": -1}, "ras.starvation_scale=-1: choose a number >= 0"),
     ],
     ids=repr,
