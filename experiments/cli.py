@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from baselines.hsa import HSA
 from experiments import doctor, setup
 from experiments.cell import Cell
 from experiments.config import Config, Experiment, build, group_choices, load_experiment
 from experiments.errors import UserError, one_line
-from experiments.estimate import duration, estimate
+from experiments.estimate import Costs, duration, kv_memory, size
 from experiments.plan import Plan, plan
 from experiments.store import Store, StoreError
 
@@ -147,18 +148,38 @@ def run(session: Session) -> int:
 
 
 def show_plan(session: Session) -> int:
-    """Settings with their numbers of cells; the last line sums up."""
-    cells, store = plan(session.experiment), session.store
+    """Settings with what they will cost; the last lines sum up and say where times come from."""
+    cells, store = plan(session.experiment, count_only=True), session.store
     engine = build(session.config.engine, "engine")
-    table = Table("setting", "task", "videos", "stored", box=None, header_style="bold")
-    for columns in (2, 3):
-        table.columns[columns].justify = "right"
+    table = Table(box=None, header_style="bold")
+    for name in ("setting", "task"):
+        table.add_column(name)
+    for name in ("videos", "stored", "time left", "HSA's K/V"):
+        table.add_column(name, justify="right")
+    costs = Costs(cells.stored(store), store)
     for (task, label), group in cells.by_setting().items():
-        stored = sum(store.has(cell.key) for cell in group)
-        table.add_row(label, task, str(len(group)), str(stored))
+        missing = [cell for cell in group if not store.has(cell.key)]
+        seconds = costs.of(missing).seconds if missing else None
+        table.add_row(
+            label,
+            task,
+            str(len(group)),
+            str(len(group) - len(missing)),
+            duration(seconds) if seconds else "",
+            _kept(group[0]),
+        )
     session.console.print(table)
     _announce(session, cells, engine.share(cells.missing(store)), engine)
     return 0
+
+
+def _kept(cell: Cell) -> str:
+    """Keys and values that a cell of HSA keeps, in words."""
+    memory = kv_memory(cell.config.model, cell.request)
+    if memory is None or not isinstance(cell.method, HSA):
+        return ""
+    here, host = memory.needed(cell.method.kv_dtype, cell.method.kv_device)
+    return f"{size(here)}, host {size(host)}" if host else size(here)
 
 
 def score(session: Session) -> int:
@@ -321,9 +342,15 @@ def _announce(session: Session, cells: Plan, missing: Sequence[Cell], engine: En
     if not missing:
         line += "all cached" if stored == total else f"{stored} cached, none in this share"
     else:
-        seconds = estimate(missing, cells.stored(session.store), session.store)
+        cost = Costs(cells.stored(session.store), session.store).of(missing)
         line += f"{stored} cached, {len(missing)} to make, "
-        line += f"about {duration(seconds / engine.workers)}" if seconds else "time unknown yet"
+        if cost.seconds:
+            line += "at most " if cost.at_most else "about "
+            line += duration(cost.seconds / engine.workers)
+            line += f" ({cost.basis()})"
+        else:
+            line += "time unknown yet"
+        line += f"; {size(cost.disk)} on disk"
     session.console.print(line)
     for note in cells.notes:
         session.console.print(note)

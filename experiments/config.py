@@ -56,6 +56,22 @@ class LimitsConfig:
 
 
 @dataclass
+class TransformerConfig:
+    """Shape of a model's transformer: what a plan reckons with before anything is loaded.
+
+    `token` is what one video token stands for: frames, rows and columns of pixels. `audio_width`
+    is the width of the attention between video and audio; 0: there is no audio.
+    """
+
+    layers: int = MISSING
+    width: int = MISSING
+    heads: int = MISSING
+    ffn: int = MISSING
+    token: list[int] = MISSING
+    audio_width: int = 0
+
+
+@dataclass
 class ModelConfig:
     name: str = MISSING
     dtype: str = MISSING
@@ -65,6 +81,7 @@ class ModelConfig:
     identity: dict[str, Any] = MISSING
     request: RequestConfig = field(default_factory=RequestConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    transformer: TransformerConfig | None = None
 
 
 @dataclass

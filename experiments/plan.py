@@ -15,7 +15,7 @@ from experiments.cell import Cell, canonical_json, cell_inputs, content_key
 from experiments.config import Config, Experiment, ModelConfig, Setting, build, method_name
 from experiments.errors import UserError, one_line
 from experiments.match import Matches, match_key, matched, require_knob
-from experiments.prompts import Prompt
+from experiments.prompts import Prompt, stand_ins
 from experiments.store import Store
 
 Place = tuple[int, int, int, int]  # indices of model, task, prompt, seed: the order of a plan
@@ -28,7 +28,7 @@ class Plan:
 
     Prompts come before settings, so that a part of the plan already compares all settings. `notes`
     say which settings are left out, because they cannot meet their target runtime or nobody has
-    searched for it, and what is out of date.
+    searched for it, what is out of date, and where `limit` leaves a part of the prompts.
     """
 
     cells: tuple[Cell, ...]
@@ -48,14 +48,18 @@ class Plan:
         return groups
 
 
-def plan(experiment: Experiment) -> Plan:
+def plan(experiment: Experiment, count_only: bool = False) -> Plan:
     """Expand an experiment and check everything that can be checked without loading a model.
+
+    Args:
+        count_only: let cells without a text stand in for those of a suite that is not installed;
+            a note says so. They have other keys than the real ones.
 
     Raises:
         UserError: a setting that cannot run.
     """
     _refuse_ambiguous(experiment.settings)
-    builder = _Builder()
+    builder = _Builder(count_only)
     cells: dict[str, tuple[Place, Cell]] = {}
     references: dict[str, tuple[Place, Cell]] = {}
     for setting in experiment.settings:
@@ -90,7 +94,9 @@ def _refuse_ambiguous(settings: Sequence[Setting]) -> None:
 class _Builder:
     """What the cells of settings are made of; equal parts of the configuration are built once."""
 
-    def __init__(self) -> None:
+    def __init__(self, count_only: bool) -> None:
+        self._count_only = count_only
+        self._parts: dict[str, None] = {}  # what is not the whole of the prompts, each note once
         self._unreached: list[str] = []
         self._unmatched: list[str] = []
         self._stale = 0
@@ -101,7 +107,7 @@ class _Builder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        notes = list(self._unreached)
+        notes = [*self._parts, *self._unreached]
         if self._unmatched:
             notes.append(
                 f"left out, without a match for the target: {', '.join(self._unmatched)}; "
@@ -121,9 +127,25 @@ class _Builder:
                 self._models.setdefault(model, len(self._models)),
                 self._methods(setting, identity),
                 identity,
-                self._build("prompts", config.prompts),
+                self._prompts(config),
             )
         return self._sources[id(setting)]
+
+    def _prompts(self, config: Config) -> Sequence[Prompt]:
+        limit = config.limit
+        _require(limit is None or limit > 0, "limit", limit, "a number from 1, or null")
+        try:
+            prompts = self._build("prompts", config.prompts)
+        except UserError as error:
+            size = config.prompts.get("size")
+            if not (self._count_only and size):
+                raise
+            self._parts[f"counted, but cannot be made: {error}"] = None
+            prompts = stand_ins(size)
+        if limit is not None and limit < len(prompts):
+            note = f"subset: the first {limit} of {len(prompts)} prompts (limit={limit})"
+            self._parts[note] = None
+        return prompts[:limit]
 
     def _methods(self, setting: Setting, identity: Mapping[str, Any]) -> dict[str, Method]:
         """The method for each task; without those tasks where it cannot meet its target."""
@@ -167,9 +189,7 @@ class _Source:
     ):
         self._setting, self._model, self._identity = setting, model, identity
         self._methods = methods  # task -> method
-        limit = setting.config.limit
-        _require(limit is None or limit > 0, "limit", limit, "a number from 1, or null")
-        self._prompts = prompts[:limit]
+        self._prompts = prompts
         self._cells: dict[Place, Cell] = {}
         _require_prompts(self._prompts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,37 @@ def from_file(path: str) -> list[Prompt]:
     if file.suffix != ".jsonl":
         return from_texts(lines)
     return [_from_json(line, index, file) for index, line in enumerate(lines)]
+
+
+def for_model(
+    model: str,
+    own: Mapping[str, Callable[[], list[Prompt]]],
+    suite: Callable[[], list[Prompt]],
+    size: int,
+) -> list[Prompt]:
+    """A suite's prompts, or those of its own for a model that was not made for the suite.
+
+    Args:
+        own: model -> its prompts.
+        size: how many the suite has; `plan` counts so many where the suite is not installed.
+
+    Raises:
+        ValueError: the suite is not installed, or has another size.
+    """
+    if model in own:
+        return own[model]()
+    found = suite()
+    if len(found) != size:
+        raise ValueError(f"size={size}: the suite has {len(found)} prompts, prompts.size says so")
+    return found
+
+
+def stand_ins(size: int) -> list[Prompt]:
+    """As many prompts as a suite that is not installed has: to be counted, not to be made."""
+    from PIL import Image
+
+    image = Image.new("RGB", (1, 1))
+    return [Prompt(f"stand-in-{i:04d}", "not installed", image) for i in range(size)]
 
 
 def _from_json(line: str, index: int, file: Path) -> Prompt:

@@ -1,13 +1,21 @@
-"""How much memory the keys and values of a video take, and where they fit."""
+"""How much memory the keys and values of a video take, and where they fit.
+
+The arithmetic needs no torch, so that an experiment is planned at once.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
-from diffusers import DiffusionPipeline
 
-from hsa.adapter import Adapter
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from hsa.adapter import Adapter
 
 POLICIES = (("model", "model"), ("fp8", "model"), ("model", "host"), ("fp8", "host"))
 LAYERS_ON_DEVICE = 3  # under kv_device "host": computing, arriving, leaving
@@ -24,14 +32,14 @@ class KVMemory:
         passes: videos that one step runs: batch times guidance passes.
         layers: width (channels of all heads) and number of heads of each layer's K.
         itemsize: bytes of the model's dtype.
-        device: where the model runs.
+        device: where the model runs; None as long as that is open, when only sizes are known.
     """
 
     tokens: int
     passes: int
     layers: tuple[tuple[int, int], ...]
     itemsize: int
-    device: torch.device
+    device: torch.device | None
 
     def total(self, kv_dtype: str = "model") -> int:
         """Bytes of all layers."""
@@ -50,7 +58,7 @@ class KVMemory:
         here, host = self.needed(kv_dtype, kv_device)
         if self.device.type == "cpu":
             return here + host <= free(self.device)
-        return here <= free(self.device) and host <= free(torch.device("cpu"))
+        return here <= free(self.device) and host <= psutil.virtual_memory().available
 
     def policy(self) -> tuple[str, str] | None:
         """The first (kv_dtype, kv_device) that fits, the exact and fast ones first."""
@@ -105,6 +113,9 @@ def free(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cpu":
         return psutil.virtual_memory().available
+
+    import torch
+
     unused = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
     return torch.accelerator.get_memory_info(device)[0] + unused
 
