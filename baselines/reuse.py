@@ -61,37 +61,42 @@ class _Video:
         self, pipe: DiffusionPipeline, make_policy: Callable[[], Policy], joint: bool
     ) -> None:
         self.pipe, self.make_policy, self.joint = pipe, make_policy, joint
+        self.forget()
+
+    def forget(self) -> None:
         self.branches: dict[tuple[str, str], _Branch] = {}
+        self.running: _Branch | None = None
 
     @property
     def step(self) -> int:
         return self.pipe.scheduler.step_index or 0
 
-    def branch(self, expert: str, name: str) -> _Branch:
-        if self.step == 0 and (expert, name) in self.branches:  # the last video was left unfinished
-            self.branches.clear()
+    def run(self, expert: str, name: str) -> _Branch:
+        """The branch that is running from here on."""
+        unfinished = self.step == 0 and (expert, name) in self.branches
+        if unfinished or any(other != expert for other, _ in self.branches):
+            self.forget()  # the last video, or the expert that is done
         if not self.branches:
             self.sigmas = self.pipe.scheduler.sigmas.tolist()
             self.spans = _spans(self.pipe)
         if (expert, name) not in self.branches:
-            leaders = (branch for key, branch in self.branches.items() if key[0] == expert)
-            leader = next(leaders, None) if self.joint else None
+            leader = next(iter(self.branches.values()), None) if self.joint else None
             self.branches[expert, name] = _Branch(
                 _Follower(leader) if leader else self.make_policy()
             )
-        return self.branches[expert, name]
+        self.running = self.branches[expert, name]
+        return self.running
 
 
 class _Engine(RunningBranch):
     """Sits on the transformer root, where diffusers hands it the cache context and the inputs."""
 
     def __init__(self, video: _Video, expert: str, tap: Tap | None) -> None:
-        super().__init__(ended=video.branches.clear)
+        super().__init__(ended=video.forget)
         self.video, self.expert, self.tap = video, expert, tap
         self._forget()
 
     def _forget(self) -> None:
-        self.branch: _Branch | None = None
         self.inputs: Mapping[str, Any] | None = None
         self.signal: Any = None
 
@@ -109,7 +114,7 @@ class _Engine(RunningBranch):
     def enter(self, streams: Streams, block: nn.Module | None, arguments: Mapping) -> Streams:
         """Decide; return the streams as they leave on reuse, else as they are."""
         video, name = self.video, self.name
-        branch = self.branch = video.branch(self.expert, name)
+        branch = video.run(self.expert, name)
         signal = self.tap(block, arguments) if callable(self.tap) else self.signal
         both = name == "cond_uncond" and video.pipe.do_classifier_free_guidance
         call = Call(
@@ -134,10 +139,11 @@ class _Engine(RunningBranch):
         return tuple(x + residual for x, residual in zip(streams, residuals, strict=True))
 
     def leave(self, streams: Streams) -> None:
-        (call, entered), self.branch.entered = self.branch.entered, None
+        branch = self.video.running
+        (call, entered), branch.entered = branch.entered, None
         residuals = tuple(out - x for out, x in zip(streams, entered, strict=True))
-        self.branch.history.append((call.step, residuals))
-        self.branch.policy.observe(call, residuals[0])
+        branch.history.append((call.step, residuals))
+        branch.policy.observe(call, residuals[0])
 
 
 class _Block(ModelHook):
@@ -154,7 +160,7 @@ class _Block(ModelHook):
         streams = tuple(arguments[name] for name in names)
         if self.first:
             streams = self.engine.enter(streams, module, arguments)
-        if self.engine.branch.reusing:
+        if self.engine.video.running.reusing:
             return streams if len(streams) > 1 else streams[0]
         output = self.fn_ref.original_forward(*args, **kwargs)
         if self.last:
@@ -177,7 +183,7 @@ class _Model(ModelHook):
         if streams[0].ndim == 5:
             streams = (streams[0][:, : module.config.out_channels],)
         streams = self.engine.enter(streams, None, kwargs)
-        if self.engine.branch.reusing:
+        if self.engine.video.running.reusing:
             return streams
         output = self.fn_ref.original_forward(*args, **kwargs)
         self.engine.leave(output)

@@ -1,6 +1,7 @@
 """The residual-reuse engine against residuals taken by plain torch hooks."""
 
 from contextlib import ExitStack
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -151,6 +152,26 @@ def test_spans_end_where_the_expert_changes():
             pipelines.sample(pipe, steps=8)
     for expert, span in zip(("transformer", "transformer_2"), calls[-1].spans, strict=True):
         assert {record.step for record in trace.records if record.expert == expert} == set(span)
+
+
+def test_expert_that_is_done_is_forgotten():
+    """Its residuals take memory that the other one needs."""
+    alive, counts = WeakSet(), []
+
+    class Counted(Written):
+        def __init__(self):
+            super().__init__((1,) * 8)
+            alive.add(self)
+
+        def decide(self, call):
+            counts.append((call.step, len(alive)))
+            return True
+
+    pipe = pipelines.wan22_t2v()
+    with euler(pipe), residual_reuse(pipe, Counted):
+        pipelines.sample(pipe, steps=8)
+        assert counts[-1] == (7, 2)
+        assert not alive
 
 
 @pytest.mark.parametrize("name", ["wan_t2v", "wan_ti2v", "ltx_t2v", "ltx2_i2v", "ltx23_t2v"])
