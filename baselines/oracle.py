@@ -1,8 +1,8 @@
 """An oracle for step-level caching: the best step mask for a budget, planned from full runs.
 
-What no online rule can have: `calibrate` sees every step's residual and what an error in each step
-does to the finished video, and a dynamic program picks the computed steps that cost least in total.
-Running it replays a static mask. A bound for the schedules of step caches, as far as costs add up.
+What no online rule can have: `calibrate` sees the residuals of all steps, knows what reusing each
+at each later step would cost, and a dynamic program picks the best computed steps for every budget.
+Running it replays a static mask.
 
 Shapes: T steps.
 """
@@ -37,8 +37,8 @@ class OracleSchedule(ReuseMethod):
     paper: ClassVar[str] = "arXiv 2602.22654 (DPCache), arXiv 2511.00090 (LeMiCa)"
     source: ClassVar[str] = "the papers' idea: least total cost of a path through the steps"
     deviations: ClassVar[tuple[str, ...]] = (
-        "costs: distance of the residuals, in units of what reusing the step before does to the "
-        "final latents; DPCache's feature predictor and LeMiCa's minimax objective are left out",
+        "costs: relative distance of the residuals, where LeMiCa measures final videos; DPCache's "
+        "feature predictor is left out",
         "one mask for all guidance branches",
     )
 
@@ -75,52 +75,35 @@ class OracleSchedule(ReuseMethod):
 
 
 def calibrate(pipe: DiffusionPipeline, requests: Iterable[Request]) -> dict[str, Any]:
-    """The best mask for every budget, from runs of requests of one task and step count.
-
-    A request takes T runs: a full one, and one for each step in which that step alone is reused.
-    The first says how far a residual is from every earlier one, the others what the step's error
-    does to the final latents.
+    """The best mask for every budget, from full runs of requests of one task and step count.
 
     Returns:
-        ``masks`` for `OracleSchedule` and ``costs`` (T, T), see `schedules`: the mean over
-        requests of the relative error of the final latents.
+        ``masks`` for `OracleSchedule` and ``costs`` (T, T), see `schedules`: the relative distance
+        of the residuals, |R_k - R_i| / |R_k|, the mean over videos and guidance branches.
     """
-    costs = []
-    for request in requests:
-        distances, latents = _full_run(pipe, request)
-        for step in range(1, request.steps):
-            if np.isfinite(distances[step - 1, step]):
-                mask = ExplicitMask(tuple(int(other != step) for other in range(request.steps)))
-                with mask.attach(pipe, request):
-                    error = _latents(pipe, request) - latents
-                outcome = (error.norm() / latents.norm()).item()
-                distances[:, step] *= outcome / distances[step - 1, step]
-        costs.append(distances)
-    mean = np.mean(costs, axis=0)
-    masks = ["".join(map(str, map(int, mask))) for mask in schedules(mean).values()]
-    return {"masks": {request.task: masks}, "costs": mean}
-
-
-def _full_run(pipe: DiffusionPipeline, request: Request) -> tuple[np.ndarray, Tensor]:
-    """(T, T) distances between the residuals, infinite across experts, and the final latents."""
     from baselines.reuse import residual_reuse
     from hsa.schedulers import euler
 
     branches: list[np.ndarray] = []
-    with euler(pipe), residual_reuse(pipe, partial(_Probe, branches, request.steps)):
-        latents = _latents(pipe, request)
-    known = [np.isfinite(distances) for distances in branches]
-    total = sum(np.where(found, d, 0) for found, d in zip(known, branches, strict=True))
+    with euler(pipe):
+        for request in requests:
+            with residual_reuse(pipe, partial(_Probe, branches, request.steps)):
+                pipe(**request.kwargs(pipe) | {"output_type": "latent"})
+    known = [np.isfinite(costs) for costs in branches]
+    total = sum(np.where(found, costs, 0) for found, costs in zip(known, branches, strict=True))
     count = sum(map(np.asarray, known)).clip(min=1)
-    return np.where(np.any(known, axis=0), total / count, np.inf), latents
-
-
-def _latents(pipe: DiffusionPipeline, request: Request) -> Tensor:
-    return pipe(**request.kwargs(pipe) | {"output_type": "latent"}).frames
+    costs = np.where(np.any(known, axis=0), total / count, np.inf)
+    masks = ["".join(map(str, map(int, mask))) for mask in schedules(costs).values()]
+    return {"masks": {request.task: masks}, "costs": costs}
 
 
 def schedules(costs: np.ndarray) -> dict[int, tuple[bool, ...]]:
-    """The mask of least total cost for every number of computed steps that is possible.
+    """The best mask for every number of computed steps that is possible.
+
+    A mask's spans, each a computed step and the steps that reuse it, cost what their steps cost
+    together. The best mask has the smallest largest span; among those the smallest second largest,
+    and so on (the lexicographic minimax of LeMiCa): one bad span spoils a video that a sum of small
+    errors would not.
 
     Args:
         costs: (T, T), what it costs to use the residual of step i at step k > i; infinite where
@@ -134,25 +117,24 @@ def schedules(costs: np.ndarray) -> dict[int, tuple[bool, ...]]:
     spans = np.full((steps, steps + 1), np.inf)
     for i in range(steps):
         spans[i, i + 1 :] = np.cumsum([0.0, *costs[i, i + 1 :]])
-    least = np.full(steps + 1, np.inf)  # of the steps before j, with the current budget
-    least[0] = 0.0
-    before: list[np.ndarray] = []
+    # For each j, the spans of the best way to compute `budget` of the steps before j, largest
+    # first, and those steps
+    best: dict[int, tuple[tuple[float, ...], tuple[int, ...]]] = {0: ((), ())}
     found = {}
     for budget in range(1, steps + 1):
-        totals = least[:steps, None] + spans
-        before.append(totals.argmin(axis=0))
-        least = totals.min(axis=0)
-        if np.isfinite(least[steps]):
-            found[budget] = _trace_back(before, steps)
+        best = {
+            j: min(
+                (tuple(sorted((*best[i][0], spans[i, j]), reverse=True)), (*best[i][1], i))
+                for i in best
+                if i < j
+            )
+            for j in range(budget, steps + 1)
+            if any(i < j for i in best)
+        }
+        largest, computed = best[steps]
+        if np.isfinite(largest[0]):
+            found[budget] = tuple(step in computed for step in range(steps))
     return found
-
-
-def _trace_back(before: Sequence[np.ndarray], steps: int) -> tuple[bool, ...]:
-    computed, j = set(), steps
-    for choice in reversed(before):
-        j = int(choice[j])
-        computed.add(j)
-    return tuple(step in computed for step in range(steps))
 
 
 class _Probe(Policy):
@@ -160,15 +142,16 @@ class _Probe(Policy):
 
     def __init__(self, branches: list[np.ndarray], steps: int) -> None:
         self.residuals: dict[int, Tensor] = {}
-        self.distances = np.full((steps, steps), np.inf)
-        branches.append(self.distances)
+        self.costs = np.full((steps, steps), np.inf)
+        branches.append(self.costs)
 
     def decide(self, call: Call) -> bool:
         return True
 
     def observe(self, call: Call, residual: Tensor) -> None:
         for step, earlier in self.residuals.items():
-            self.distances[step, call.step] = (residual - earlier).norm().item()
+            change = (residual - earlier).norm() / residual.norm()
+            self.costs[step, call.step] = change.item()
         self.residuals[call.step] = residual
 
 
