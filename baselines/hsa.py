@@ -41,7 +41,7 @@ class HSA(Method):
         """A factor on all thresholds, or the expected share of active tokens."""
         if self.thresholds is not None:
             return "thresholds", 1 / 64, 64.0
-        return "fractions", 0.2, 1.0
+        return "fractions", 0.16, 1.0
 
     def turned(self, value: float) -> HSA:
         from hsa import HSAConfig
