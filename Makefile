@@ -27,7 +27,7 @@ demo: $(STAMP)  ## HSA and its rivals on the embedded model: results/demo/index.
 	$(BIN)/hsa-bench run experiment=demo
 
 test: $(STAMP)  ## the whole test suite, on CPU and offline
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 vbench: $(STAMP)  ## the environment of VBench's scorer; MODE=small: without models, seconds
 	$(BIN)/hsa-bench setup vbench $(MODE)
