@@ -15,7 +15,7 @@ from baselines.base import Method
 from experiments import provenance
 from experiments.cell import Cell
 from experiments.config import Experiment, Setting, build
-from experiments.errors import UserError
+from experiments.errors import UserError, one_line
 from experiments.execute import Video, Worker, sample
 from experiments.match import (
     TOLERANCE,
@@ -58,23 +58,24 @@ def calibrate(cells: Sequence[Cell], worker: Worker) -> dict[str, Any]:
     return {name: value for name, value in found.items() if _is_yaml(value)}
 
 
-def match(experiment: Experiment, worker: Worker) -> Iterator[Match]:
+def match(experiment: Experiment, worker: Worker) -> Iterator[Match | UserError]:
     """Meet the target of every setting, in each of its tasks; yields each match when it is stored.
 
-    What is stored already for the same weights is not searched again.
-
-    Raises:
-        UserError: a setting with a target that has no knob, or no reference to compare with.
+    What is stored already for the same weights is not searched again. For a setting that cannot
+    run, or has no knob or reference, the error is yielded and the others go on.
     """
     runs: dict[str, _Runs] = {}  # targets of one method share what was run
     for setting in experiment.settings:
         for task in setting.config.tasks if setting.config.target is not None else ():
             config = replace(setting.config, target=None, label=None, tasks=[task])
             signature = repr(config)
-            if signature not in runs:
-                runs[signature] = _Runs(replace(setting, config=config), worker)
-            if found := _match(setting, runs[signature]):
-                yield found
+            try:
+                if signature not in runs:
+                    runs[signature] = _Runs(replace(setting, config=config), worker)
+                if found := _match(setting, runs[signature]):
+                    yield found
+            except (UserError, ValueError) as error:
+                yield UserError(f"{setting.label} ({task}): {one_line(error)}")
 
 
 def _match(setting: Setting, runs: _Runs) -> Match | None:

@@ -232,9 +232,11 @@ def calibrate(session: Session) -> int:
     settings = session.experiment.settings
     if any(setting.config.target is not None for setting in settings):
         engine = build(session.config.engine, "engine")
+        failed = False
         for found in match(session.experiment, _worker(session, engine)):
             session.console.print(str(found))
-        return 0
+            failed |= isinstance(found, UserError)
+        return 1 if failed else 0
     label = settings[0].label
     cells = [cell for cell in plan(session.experiment).cells if cell.label == label]
     engine = build(session.config.engine, "engine")

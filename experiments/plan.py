@@ -109,8 +109,9 @@ class _Builder:
     def notes(self) -> tuple[str, ...]:
         notes = [*self._parts, *self._unreached]
         if self._unmatched:
+            shown = ", ".join(self._unmatched[:3]) + (", ..." if len(self._unmatched) > 3 else "")
             notes.append(
-                f"left out, without a match for the target: {', '.join(self._unmatched)}; "
+                f"left out, {len(self._unmatched)} without a match for their target: {shown}; "
                 "`hsa-bench calibrate` with the same arguments finds it"
             )
         if self._stale:

@@ -129,7 +129,7 @@ def test_a_match_on_other_weights_is_said(tmp_path):
         ([], ["static_uniform target=0.5", "t2v", "calibrate"]),
         (["target=1.5"], ["target=1.5", "up to 1"]),
         (["method=breaking"], ["breaking", "no knob"]),
-        (["method.warmup_steps=2"], ["without a match"]),  # matched with other protected steps
+        (["method.warmup_steps=2"], ["1 without a match"]),  # matched with other protected steps
     ],
 )
 def test_a_target_that_cannot_be_met_is_one_line(overrides, words, tmp_path, capsys):
@@ -159,3 +159,13 @@ def test_calibrate_stores_what_it_counted(tmp_path, capsys):
         assert str(match) in shown
     assert hsa_bench("calibrate", tmp_path, "-m", *arguments, "target=0.5,0.25") == 0
     assert (tmp_path / "tiny.jsonl").read_text().splitlines() == lines
+
+
+def test_calibrate_goes_on_after_a_method_that_cannot_run(tmp_path, capsys):
+    grid = "grid=[{method: hsa_50, target: 0.5}, {method: static_uniform, target: 0.5}]"
+    arguments = [*TINY, grid, f"matched={tmp_path}", "timing.repeats=1"]
+    assert hsa_bench("calibrate", tmp_path, *arguments) == 1
+    shown = capsys.readouterr().out
+    assert "hsa_50 target=0.5 (t2v): hsa.budgets" in shown
+    assert "static_uniform target=0.5 t2v at 50%" in shown
+    assert len((tmp_path / "tiny.jsonl").read_text().splitlines()) == 1
