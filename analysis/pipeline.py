@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis import comparison, figures, literature, report, tables
+from analysis import comparison, figures, literature, report, report_media, report_settings, tables
 from analysis.frame import Runtimes, runtimes, tidy
 from analysis.metrics.base import Metric
 from analysis.metrics.vbench import VBench, scorecard
@@ -41,7 +41,7 @@ class Analysis:
 
 
 def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
-    """Write table.md, .csv and .tex, comparison.md, frontier and sweep figures, and index.html.
+    """Write table.md, .csv and .tex, comparison.md, figures, and index.html with its media/.
 
     Reads stored samples, scores and timings only, so it may be called at any time: what is not
     there yet is missing in the output.
@@ -85,7 +85,9 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
         figures=drawn,
         tables=results,
         details=benched + gains + compared + literature.tables(),
-        videos=report.videos(frame, summary, store, metrics),
+        metrics=metrics,
+        settings=report_settings.settings(frame, summary, store, metrics),
+        videos=report_media.videos(frame, summary, store, metrics, out_dir / "media"),
         shown=report.opening(summary),
     )
     _write(out_dir / "index.html", page)

@@ -1,25 +1,25 @@
-"""One self-contained index.html: the frontier, sortable tables, and videos that play in step."""
+"""A page that opens from disk: frontier, videos that play in step, tables that sort.
+
+`index.html` has everything but the videos, which stand beside it in `media/` and are read when
+they are shown.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from analysis.figures import MARKERS, PALETTE
 from analysis.metrics.base import Metric
-from analysis.tables import Table, number, percent
+from analysis.tables import Table, heading
 
-if TYPE_CHECKING:
-    from experiments.store import Sample, Store
-
-VIDEO_BYTES = 40_000_000  # of previews in one page; whole prompts are left out beyond it
-MAX_PROMPTS = 8  # per task
 TARGET = 0.25  # share of the reference runtime at which the page opens
 
 
@@ -37,6 +37,8 @@ def render(
     figures: Sequence[Figure],
     tables: Sequence[Table],
     details: Sequence[Table],
+    metrics: Sequence[Metric],
+    settings: Sequence[Mapping[str, Any]],
     videos: Sequence[Mapping[str, Any]],
     shown: Sequence[str],
 ) -> str:
@@ -44,8 +46,9 @@ def render(
 
     Args:
         details: tables that are folded away when the page opens.
-        videos: what `videos` gives.
-        shown: labels of the settings that are ticked when the page opens.
+        settings: what `report_settings.settings` gives.
+        videos: what `report_media.videos` gives.
+        shown: labels of the settings whose videos are ticked when the page opens.
     """
     environment = Environment(
         loader=PackageLoader("analysis"),
@@ -54,39 +57,29 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {}  # keys in our order
     environment.filters["base64"] = _base64
     environment.globals["zip"] = zip
+    scored = {name for setting in settings for name in setting["metrics"]}
+    data = {
+        "settings": settings,
+        "metrics": [
+            {"name": m.name, "heading": heading(m), "higher": m.higher_is_better}
+            for m in metrics
+            if m.name in scored
+        ],
+        "looks": _looks(settings),
+        "videos": videos,
+        "shown": shown,
+    }
     return environment.get_template("index.html.j2").render(
         title=title,
         subtitle=subtitle,
         figures=figures,
         tables=tables,
         details=details,
-        videos=videos,
-        shown=shown,
+        data=data,
     )
-
-
-def videos(
-    frame: pd.DataFrame, summary: pd.DataFrame, store: Store, metrics: Sequence[Metric]
-) -> list[dict[str, Any]]:
-    """The previews to show with their captions and allocation, JSON-able, in plan order.
-
-    The first prompts of each task that fit into VIDEO_BYTES, with all of their settings; the
-    first seed stands for a prompt.
-    """
-    cells = frame.drop_duplicates(["task", "prompt_id", "label"])
-    relative = summary.drop_duplicates(["task", "label"]).set_index(["task", "label"])["runtime"]
-    scores = frame.set_index(["key", "metric"])["value"]
-    shown = []
-    for task, prompts in cells.groupby("task", sort=False):
-        for sample, label in _fitting(prompts, store):
-            caption = [
-                f"{percent(relative[task, label])} runtime",
-                *_scores(scores, sample.key, metrics),
-            ]
-            shown.append(_video(sample, label, caption))
-    return shown
 
 
 def opening(summary: pd.DataFrame, target: float = TARGET) -> list[str]:
@@ -98,52 +91,11 @@ def opening(summary: pd.DataFrame, target: float = TARGET) -> list[str]:
     return list(settings.loc[chosen, "label"])
 
 
-def _fitting(cells: pd.DataFrame, store: Store) -> Iterator[tuple[Sample, str]]:
-    """Samples and labels of the first prompts whose previews fit, of one prompt in any case."""
-    spent = 0
-    for i, (_, prompt) in enumerate(cells.groupby("prompt_id", sort=False)):
-        samples = [store.sample(key) for key in prompt["key"]]
-        spent += sum(_preview(sample).stat().st_size for sample in samples)
-        if i == MAX_PROMPTS or (i > 0 and spent > VIDEO_BYTES):
-            return
-        yield from zip(samples, prompt["label"], strict=True)
-
-
-def _scores(scores: pd.Series, key: str, metrics: Sequence[Metric]) -> list[str]:
-    found = ((metric, scores.get((key, metric.name), np.nan)) for metric in metrics)
-    return [f"{metric.title} {number(value)}" for metric, value in found if np.isfinite(value)]
-
-
-def _video(sample: Sample, label: str, caption: Sequence[str]) -> dict[str, Any]:
-    request, result = sample.record["request"], sample.record["result"]
-    return {
-        "label": label,
-        "task": request["task"],
-        "prompt_id": request["prompt_id"],
-        "prompt": request["prompt"],
-        "caption": caption,
-        "frames": result["shape"][0],
-        "size": result["shape"][2:0:-1],  # width, height
-        "fps": result["fps"],
-        "mp4": _base64(_preview(sample).read_bytes()),
-        "allocation": _allocation(sample),
-    }
-
-
-def _preview(sample: Sample) -> Path:
-    return sample.path / "preview.mp4"
-
-
-def _allocation(sample: Sample) -> dict[str, Any] | None:
-    """Group of every token, 0 = full budget; None for methods that treat all tokens alike."""
-    groups = sample.arrays.get("allocation")
-    if groups is None:
-        return None
-    return {
-        "shape": list(groups.shape),  # F, H, W
-        "groups": int(groups.max()) + 1,
-        "data": _base64(groups.astype(np.uint8).tobytes()),
-    }
+def _looks(settings: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """Colour and marker of each method, those of the figures."""
+    methods = dict.fromkeys(setting["method"] for setting in settings)
+    looks = zip(methods, cycle(PALETTE), cycle(MARKERS), strict=False)
+    return {name: {"colour": colour, "marker": marker} for name, colour, marker in looks}
 
 
 def _base64(data: bytes) -> str:

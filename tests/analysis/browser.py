@@ -82,6 +82,13 @@ class Browser:
                 raise TimeoutError(expression)
             time.sleep(0.05)
 
+    def hover(self, element: str) -> None:
+        """Move the mouse onto the middle of an element, given as an expression."""
+        x, y = self.run(
+            f"(b => [b.x + b.width / 2, b.y + b.height / 2])(({element}).getBoundingClientRect())"
+        )
+        self._send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     def screenshot(self, path: Path) -> None:
         """The whole page as PNG."""
         shot = self._send("Page.captureScreenshot", captureBeyondViewport=True)
