@@ -18,7 +18,18 @@ from analysis.metrics.base import Metric
 from analysis.pareto import area
 from analysis.stats import Estimate, at_runtime, bootstrap, paired
 from analysis.summary import select
-from analysis.tables import MISSING, Entry, Table, difference, heading, interval, number, percent
+from analysis.tables import (
+    MISSING,
+    Entry,
+    Table,
+    difference,
+    heading,
+    interval,
+    leaders,
+    number,
+    percent,
+    placed,
+)
 
 SUBJECT = "hsa"
 TARGETS = (0.25, 0.5)
@@ -26,6 +37,12 @@ TOLERANCE = 0.1  # an HSA setting further than this from a target does not stand
 NOTE = (
     "Every method is read off its own settings, per prompt, at the measured runtime of the HSA "
     f"setting closest to each target. {MISSING}: its settings do not reach that runtime."
+)
+AREA_NOTE = (
+    "Area between the staircase of the best mean reachable for a share of the reference's runtime "
+    "and the mean of the worst setting in the table, over shares from 0 to 1, in the metric's "
+    "unit: more is better whatever the metric's direction; 0 for a method that has nothing but "
+    "the worst setting. It compares methods within one table only."
 )
 
 
@@ -193,14 +210,16 @@ def _areas(task: str, summary: pd.DataFrame, metrics: Sequence[Metric]) -> Table
     columns = {}
     for metric in metrics:
         found = areas(summary, task, metric)
-        largest = max(found.values(), default=None)
+        top = leaders(found.values())
         columns[f"{metric.title} \N{UPWARDS ARROW}"] = {
-            method: Entry(number(value), value == largest) for method, value in found.items()
+            method: placed(number(value), value, top) for method, value in found.items()
         }
-    return _by_method(f"Area under the front, {task.upper()}", "Method", columns)
+    return _by_method(f"Area under the front, {task.upper()}", "Method", columns, AREA_NOTE)
 
 
-def _by_method(title: str, first: str, columns: Mapping[str, Mapping[str, Entry]]) -> Table:
+def _by_method(
+    title: str, first: str, columns: Mapping[str, Mapping[str, Entry]], note: str = ""
+) -> Table:
     """A row for every method that any column has."""
     methods = dict.fromkeys(method for column in columns.values() for method in column)
     rows = tuple(
@@ -210,7 +229,7 @@ def _by_method(title: str, first: str, columns: Mapping[str, Mapping[str, Entry]
         )
         for method in methods
     )
-    return Table(title, (first, *columns), rows)
+    return Table(title, (first, *columns), rows, note)
 
 
 def _at(comparison: Comparison) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from experiments.store import Store
 
 SETTING = ["task", "label"]
+NAMED = ("hsa-bench", "diffusers", "transformers")  # versions; the machine's name has torch's
 COLUMNS = [
     "key",  # of the sample
     "label",  # of the setting: a method with its parameters and steps
@@ -102,6 +103,19 @@ def runtimes(plan: Plan, store: Store) -> Runtimes:
         }
     )
     return Runtimes(machine, table)
+
+
+def origin(plan: Plan, store: Store) -> str:
+    """Versions and machines that the stored videos are from, in words; empty if unknown."""
+    made = (store.sample(cell.key).record["provenance"] for cell in plan.stored(store))
+    return " and ".join(
+        dict.fromkeys(
+            ", ".join(f"{name} {each['versions'][name]}" for name in NAMED)
+            + f" on {each['machine']}"
+            for each in made
+            if "versions" in each
+        )
+    )
 
 
 def per_prompt(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis import comparison, figures, literature, report, report_media, report_settings, tables
-from analysis.frame import Runtimes, runtimes, tidy
+from analysis.frame import Runtimes, origin, runtimes, tidy
 from analysis.metrics.base import Metric
 from analysis.metrics.vbench import VBench, scorecard
 from analysis.score import available
@@ -62,7 +62,8 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
 
-    note = _note(frame, measured, [m.name for m in wanted if m not in metrics], plan.notes)
+    unavailable = [metric.name for metric in wanted if metric not in metrics]
+    note = _note(frame, measured, origin(plan, store), unavailable, plan.notes)
     try:
         benched = [
             table
@@ -75,7 +76,7 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     results, gains = _tables(summary, metrics, note)
     compared = comparison.tables(comparison.compare(frame, summary, metrics), summary, metrics)
     _write(out_dir / "table.md", tables.markdown(results + benched + gains))
-    _write(out_dir / "table.tex", tables.latex(results + benched + gains))
+    _write(out_dir / "table.tex", tables.latex(results + benched + gains + compared))
     _write(out_dir / "table.csv", summary.to_csv(index=False, lineterminator="\n"))
     _write(out_dir / "comparison.md", tables.markdown(compared))
     drawn = _figures(summary, metrics, out_dir)
@@ -133,17 +134,24 @@ def _figures(
 
 
 def _note(
-    frame: pd.DataFrame, measured: Runtimes, unavailable: Sequence[str], notes: Sequence[str]
+    frame: pd.DataFrame,
+    measured: Runtimes,
+    origin: str,
+    unavailable: Sequence[str],
+    notes: Sequence[str],
 ) -> str:
     prompts = frame["prompt_id"].nunique()
     parts = [
-        f"Means over {prompts} prompts with 95 % bootstrap intervals.",
+        f"Means over {prompts} prompts with 95 % bootstrap intervals; best bold, second "
+        "underlined.",
         "NFE: forwards of each guidance branch. Runtime: median of the denoising loop with "
         f"quartiles, measured on {measured.machine}; memory: what is held between steps."
         if measured.machine
         else "Runtime was not measured.",
         f"{MISSING}: not measured; fidelity of the reference to itself is no measurement.",
     ]
+    if origin:
+        parts.append(f"Made with {origin}.")
     if unavailable:
         parts.append(f"Not available on this machine: {', '.join(unavailable)}.")
     parts += [f"{note[0].upper()}{note[1:]}." for note in notes]

@@ -7,7 +7,7 @@ as missing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -39,11 +39,12 @@ LATEX = str.maketrans(
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell; `number` entries align right."""
+    """One cell; `number` entries align right. The best is bold, the second underlined."""
 
     text: str
     bold: bool = False
     number: bool = True
+    underlined: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,14 @@ def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: s
     Cost: active fraction, forwards of each guidance branch, runtime, its share of the reference's
     with quartiles, and the memory held between steps beyond the reference's.
 
-    The best mean of a metric is bold; the reference setting, which has no fidelity, takes part
-    in the others.
+    The best mean of a metric is bold, the second underlined; the reference setting, which has no
+    fidelity, takes part in the others.
     """
     view = summary[summary["task"] == task]
-    best = {metric.name: _best(select(summary, task, metric), metric) for metric in metrics}
+    top = {
+        metric.name: leaders(select(summary, task, metric)["mean"], metric.higher_is_better)
+        for metric in metrics
+    }
     rows = []
     for label, lines in view.groupby("label", sort=False):
         about, cells = lines.iloc[0], lines.set_index("metric")
@@ -84,7 +88,11 @@ def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: s
                 Entry(_relative(about)),
                 Entry(megabytes(about["extra_bytes"])),
                 *(
-                    Entry(_quality(cells, metric, about["prompts"]), label == best[metric.name])
+                    placed(
+                        _quality(cells, metric, about["prompts"]),
+                        _estimate(cells, metric.name).mean,
+                        top[metric.name],
+                    )
                     for metric in metrics
                 ),
             )
@@ -119,6 +127,18 @@ def gains(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, baseline:
         *(f"\N{GREEK CAPITAL LETTER DELTA} {heading(m)}" for m in metrics),
     )
     return Table(f"Against flow matching at the same runtime, {task.upper()}", header, rows)
+
+
+def leaders(values: Iterable[float], higher_is_better: bool = True) -> list[float]:
+    """The best value and the one after it, as far as there are such; NaN takes no part."""
+    known = {value for value in values if math.isfinite(value)}
+    return sorted(known, reverse=higher_is_better)[:2]
+
+
+def placed(text: str, value: float, leaders: Sequence[float]) -> Entry:
+    """The entry of a value among the `leaders` of its column; equal values share a place."""
+    best, second = (value in leaders[place : place + 1] for place in (0, 1))
+    return Entry(text, best, underlined=second)
 
 
 def heading(metric: Metric) -> str:
@@ -185,16 +205,15 @@ def terminal(table: Table) -> rich.table.Table:
     for name, numeric in zip(table.header, table.numeric, strict=True):
         shown.add_column(name, justify="right" if numeric else "left")
     for row in table.rows:
-        shown.add_row(*(Text(entry.text, style="bold" if entry.bold else "") for entry in row))
+        styles = ["bold" * entry.bold or "underline" * entry.underlined for entry in row]
+        shown.add_row(*(Text(e.text, style=s) for e, s in zip(row, styles, strict=True)))
     return shown
 
 
 def _markdown(table: Table) -> str:
     rule = ("---:" if numeric else "---" for numeric in table.numeric)
-    body = (
-        (f"**{text}**" if entry.bold else text for entry in row for text in [_pipes(entry.text)])
-        for row in table.rows
-    )
+    marks = {"bold": "**{}**", "underlined": "<u>{}</u>"}
+    body = ((_marked(_pipes(entry.text), entry, marks) for entry in row) for row in table.rows)
     lines = ["| " + " | ".join(row) + " |" for row in chain([table.header, rule], body)]
     note = ["", table.note] if table.note else []
     return "\n".join([f"## {table.title}", "", *lines, *note, ""])
@@ -202,9 +221,9 @@ def _markdown(table: Table) -> str:
 
 def _latex(table: Table) -> str:
     columns = "".join("r" if numeric else "l" for numeric in table.numeric)
+    marks = {"bold": r"\textbf{{{}}}", "underlined": r"\underline{{{}}}"}
     body = (
-        [rf"\textbf{{{text}}}" if entry.bold else text for entry in row for text in [_tex(entry)]]
-        for row in table.rows
+        [_marked(entry.text.translate(LATEX), entry, marks) for entry in row] for row in table.rows
     )
     header = " & ".join(name.translate(LATEX) for name in table.header)
     note = f" {table.note.translate(LATEX)}" if table.note else ""
@@ -226,20 +245,14 @@ def _latex(table: Table) -> str:
     )
 
 
-def _tex(entry: Entry) -> str:
-    return entry.text.translate(LATEX)
+def _marked(text: str, entry: Entry, marks: Mapping[str, str]) -> str:
+    """The text in the format that is due to the entry."""
+    mark = "bold" if entry.bold else "underlined" if entry.underlined else None
+    return marks[mark].format(text) if mark else text
 
 
 def _pipes(text: str) -> str:
     return text.replace("|", r"\|")
-
-
-def _best(rows: pd.DataFrame, metric: Metric) -> str | None:
-    """Label with the best mean; None where nothing was scored."""
-    means = rows.set_index("label")["mean"].dropna()
-    if means.empty:
-        return None
-    return means.idxmax() if metric.higher_is_better else means.idxmin()
 
 
 def _quality(cells: pd.DataFrame, metric: Metric, prompts: int) -> str:

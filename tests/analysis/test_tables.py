@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ TABLE = Table(
         (
             Entry("HSA-25", number=False),
             Entry("24.8 %"),
-            Entry("\N{MINUS SIGN}1.250"),
+            Entry("\N{MINUS SIGN}1.250", underlined=True),
             Entry("0.0312", bold=True),
         ),
     ),
@@ -41,7 +42,7 @@ MARKDOWN = """\
 | Method | Active | PSNR (dB) ↑ | Error ↓ |
 | --- | ---: | ---: | ---: |
 | FM T=10 \\| a_b | 25.0 % | **30.12 [29.50, 31.00]** | – |
-| HSA-25 | 24.8 % | −1.250 | **0.0312** |
+| HSA-25 | 24.8 % | <u>−1.250</u> | **0.0312** |
 
 Means over 2 prompts.
 """
@@ -54,7 +55,7 @@ LATEX = r"""\begin{table*}
 Method & Active & PSNR (dB) $\uparrow$ & Error $\downarrow$ \\
 \midrule
 FM T=10 | a\_b & 25.0 \% & \textbf{30.12 [29.50, 31.00]} & -- \\
-HSA-25 & 24.8 \% & $-$1.250 & \textbf{0.0312} \\
+HSA-25 & 24.8 \% & \underline{$-$1.250} & \textbf{0.0312} \\
 \bottomrule
 \end{tabular}
 \end{table*}
@@ -134,6 +135,20 @@ def test_results_name_direction_implementation_cost_and_the_best(summary) -> Non
         best = view["mean"].max() if metric.higher_is_better else view["mean"].min()
         bold = [row[0].text for row in table.rows if row[column].bold]
         assert bold == list(view[view["mean"] == best]["label"])
+        others = view[view["mean"] != best]["mean"]
+        second = others.max() if metric.higher_is_better else others.min()
+        underlined = [row[0].text for row in table.rows if row[column].underlined]
+        assert underlined == list(view[view["mean"] == second]["label"])
+
+
+def test_equal_values_share_a_place_and_missing_ones_have_none() -> None:
+    values = [2.0, math.nan, 3.0, 1.0, 3.0]
+    top = tables.leaders(values)
+    marks = [(e.bold, e.underlined) for e in (tables.placed("", v, top) for v in values)]
+    neither, best, second = (False, False), (True, False), (False, True)
+    assert marks == [second, neither, best, neither, best]
+    assert tables.leaders(values, higher_is_better=False) == [1.0, 2.0]
+    assert tables.leaders([math.nan]) == []
 
 
 def test_missing_quality_is_shown_as_missing(summary) -> None:
@@ -167,3 +182,18 @@ def test_csv_keeps_raw_numbers(summary, tmp_path) -> None:
     path = tmp_path / "table.csv"
     summary.to_csv(path, index=False)
     pd.testing.assert_frame_equal(pd.read_csv(path), summary, check_dtype=False)
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("suffix, write", [("md", tables.markdown), ("tex", tables.latex)])
+def test_tables_are_the_same_bytes_everywhere(suffix, write, summary) -> None:
+    made = [tables.results(summary, synthetic.METRICS, "t2v", "A note: 95 % & more.")]
+    made += [tables.gains(summary, synthetic.METRICS, "t2v", BASELINE)]
+    golden = GOLDEN / f"table.{suffix}"
+    if not golden.exists():
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(write(made), encoding="utf-8")
+        pytest.fail(f"{golden} is new: look at it and commit it")
+    assert write(made) == golden.read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from analysis.metrics.vbench.metric import FLAVOUR, STATIC_FILTER, VBench, suite
 from analysis.metrics.vbench.presets import Preset
 from analysis.score import stored_values
 from analysis.stats import LEVEL, NOTHING, Estimate, resamples
-from analysis.tables import MISSING, Entry, Table, interval
+from analysis.tables import MISSING, Entry, Table, interval, leaders, placed
 
 if TYPE_CHECKING:
     from experiments.plan import Cell, Plan
@@ -292,9 +292,9 @@ def _values(task: str, group: Sequence[Card]) -> Table:
     scores = list(dict.fromkeys(name for card in group for name in card.scores))
     names = [*scores, *present]
     known = [card.scores | card.values for card in group]
-    best = {name: max((k[name] for k in known if name in k), default=None) for name in names}
+    top = {name: leaders(k[name] for k in known if name in k) for name in names}
     rows = tuple(
-        (Entry(card.label, number=False), *(_cell(card, name, best[name]) for name in names))
+        (Entry(card.label, number=False), *(_cell(card, name, top[name]) for name in names))
         for card in group
     )
     absent = [name for name in dimensions if name not in present]
@@ -302,13 +302,13 @@ def _values(task: str, group: Sequence[Card]) -> Table:
     return Table(title, ("Method", *map(_title, names)), rows, _note(group, absent, scores))
 
 
-def _cell(card: Card, name: str, best: float | None) -> Entry:
+def _cell(card: Card, name: str, top: Sequence[float]) -> Entry:
     """A value in percent; beside or instead of it how many videos there are, if some lack."""
     known = card.scores | card.values
     text = f"{100 * known[name]:.2f}" if name in known else MISSING
     if name in card.expected and card.videos[name] != card.expected[name]:
         text += f" ({card.videos[name]} of {card.expected[name]})"
-    return Entry(text, name in known and known[name] == best)
+    return placed(text, known.get(name, np.nan), top)
 
 
 def _note(group: Sequence[Card], absent: Sequence[str], scores: Sequence[str]) -> str:
