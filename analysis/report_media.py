@@ -1,6 +1,6 @@
 """The files beside the report: previews, differences to the reference, allocations.
 
-They are named by what is in them, so the next report of the same videos finds them made.
+They are named by the samples that they show, so the next report finds them made.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _stored(sample: Sample) -> Path:
 
 
 def _name(sample: Sample) -> str:
-    return sample.record["result"]["frames_sha256"][:16]
+    return f"{sample.key[:12]}-{sample.record['result']['frames_sha256'][:8]}"
 
 
 def _preview(sample: Sample, folder: Path) -> str:
@@ -160,7 +160,7 @@ def _allocation(sample: Sample, folder: Path) -> dict[str, Any] | None:
     names = names or [f"group {k + 1}" for k in range(int(groups.max()) + 1)]
     strip = _png(allocation_strip(groups, len(names)))
     return {
-        "strip": _file(folder / f"{sample.key[:16]}.png", lambda: strip),
+        "strip": _file(folder / f"{_name(sample)}.png", lambda: strip),
         "frames": len(groups),
         "groups": [
             {"name": name, "colour": f"#{bytes(colour[:3]).hex()}"}

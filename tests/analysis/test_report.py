@@ -45,6 +45,8 @@ def test_analysis_is_reproducible(results, config, out_dir: Path, tmp_path: Path
     made = {path.relative_to(out_dir) for path in out_dir.rglob("*") if path.is_file()}
     assert made == {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
     for path in made:
+        if "-minus-" in path.name:  # H.264 is not reproducible
+            continue
         assert (out_dir / path).read_bytes() == (tmp_path / path).read_bytes(), path
 
 
@@ -332,7 +334,7 @@ def test_a_setting_opens_its_configuration(page, opener: str) -> None:
     page.run(f"document.querySelector('{opener}').dispatchEvent(new MouseEvent('click'))")
     assert page.run(f"{dialog}.open")
     text = page.run(f"{dialog}.textContent")
-    assert "schedule.steps" in text and "Provenance" in text and "method.params" in text
+    assert "schedule.steps" in text and "Provenance" in text and "method.name" in text
     page.run(f"{dialog}.close()")
     assert page.errors == []
 
