@@ -82,6 +82,7 @@ class ModelConfig:
     request: RequestConfig = field(default_factory=RequestConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     transformer: TransformerConfig | None = None
+    note: str | None = None  # what every table of this model has to say
 
 
 @dataclass

@@ -28,7 +28,8 @@ class Plan:
 
     Prompts come before settings, so that a part of the plan already compares all settings. `notes`
     say which settings are left out, because they cannot meet their target runtime or nobody has
-    searched for it, what is out of date, and where `limit` leaves a part of the prompts.
+    searched for it, what is out of date, what a model's results are worth, and where `limit` leaves a
+    part of the prompts.
     """
 
     cells: tuple[Cell, ...]
@@ -96,7 +97,7 @@ class _Builder:
 
     def __init__(self, count_only: bool) -> None:
         self._count_only = count_only
-        self._parts: dict[str, None] = {}  # what is not the whole of the prompts, each note once
+        self._remarks: dict[str, None] = {}  # on models and prompts, each once
         self._unreached: list[str] = []
         self._unmatched: list[str] = []
         self._stale = 0
@@ -107,7 +108,7 @@ class _Builder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        notes = [*self._parts, *self._unreached]
+        notes = [*self._remarks, *self._unreached]
         if self._unmatched:
             shown = ", ".join(self._unmatched[:3]) + (", ..." if len(self._unmatched) > 3 else "")
             notes.append(
@@ -123,6 +124,8 @@ class _Builder:
             config = setting.config
             model = canonical_json(asdict(config.model))
             identity = self._build("model.identity", config.model.identity)
+            if config.model.note:
+                self._remarks[config.model.note] = None
             self._sources[id(setting)] = _Source(
                 setting,
                 self._models.setdefault(model, len(self._models)),
@@ -141,11 +144,11 @@ class _Builder:
             size = config.prompts.get("size")
             if not (self._count_only and size):
                 raise
-            self._parts[f"counted, but cannot be made: {error}"] = None
+            self._remarks[f"counted, but cannot be made: {error}"] = None
             prompts = stand_ins(size)
         if limit is not None and limit < len(prompts):
             note = f"subset: the first {limit} of {len(prompts)} prompts (limit={limit})"
-            self._parts[note] = None
+            self._remarks[note] = None
         return prompts[:limit]
 
     def _methods(self, setting: Setting, identity: Mapping[str, Any]) -> dict[str, Method]:

@@ -33,12 +33,14 @@ def table(name, *overrides):
 @pytest.mark.parametrize("name, model", OFFLINE.items())
 def test_a_table_has_the_settings_of_the_paper_on_a_model_that_ships_too(name, model):
     experiment = table(name, f"model={model}", "limit=2")
-    cells = plan(experiment).cells
+    planned = plan(experiment)
+    cells = planned.cells
     assert experiment.config.name == name and experiment.config.schedule.steps == 40
     labels = list(dict.fromkeys(cell.label for cell in cells))
     assert labels[:4] == ["FM T=40", "FM T=30", "FM T=20", "FM T=10"]
     assert labels[-4:] == ["HSA-75", "HSA-75-B", "HSA-50", "HSA-25"]
     assert len(labels) == 11 and len(cells) == 2 * len(labels)
+    assert any("random weights" in note for note in planned.notes) == (model != "embedded")
     promised = [cell.method.config.expected_fraction for cell in cells[7:11]]
     assert promised == pytest.approx([0.75, 0.75, 0.5, 0.25], abs=1e-6)
 
@@ -54,10 +56,10 @@ def test_table_1_is_the_papers():
 
 @pytest.mark.parametrize("name", OFFLINE)
 def test_a_table_is_counted_without_weights_or_suite_but_not_made(name, tmp_path, capsys):
-    where = [f"experiment=paper/{name}", UNINSTALLED]
+    where = [f"experiment=paper/{name}", UNINSTALLED, "limit=3"]
     assert hsa_bench("plan", tmp_path, *where) == 0
     shown = capsys.readouterr().out
-    assert f"{11 * SIZE[name]} videos" in shown
+    assert "33 videos" in shown and f"the first 3 of {SIZE[name]} prompts" in shown
     for words in ("989 dense bf16 TFLOPS", "GB on disk", "counted, but cannot be made"):
         assert words in shown
     assert hsa_bench("run", tmp_path, *where) == 2

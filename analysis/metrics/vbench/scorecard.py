@@ -111,6 +111,8 @@ def tables(found: Sequence[Card]) -> list[Table]:
     made = []
     for task in dict.fromkeys(card.task for card in found):
         group = [card for card in found if card.task == task]
+        if not any(card.groups for card in group):
+            continue  # none of the prompts is one for VBench
         require_one_protocol(group)
         made.append(_values(task, group))
         reference = next((card for card in group if card.reference), None)
