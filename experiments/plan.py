@@ -28,8 +28,8 @@ class Plan:
 
     Prompts come before settings, so that a part of the plan already compares all settings. `notes`
     say which settings are left out, because they cannot meet their target runtime or nobody has
-    searched for it, what is out of date, what a model's results are worth, and where `limit` leaves a
-    part of the prompts.
+    searched for it, what is out of date, what a model's results are worth, and where `limit` cuts
+    the prompts.
     """
 
     cells: tuple[Cell, ...]
