@@ -86,7 +86,7 @@ def allocation_strip(groups: np.ndarray, count: int) -> np.ndarray:
 
 def _colours(count: int) -> np.ndarray:
     """(count, 4) from bright, the full budget, to dark: an order in every colour vision."""
-    colours = colormaps["cividis"](np.linspace(1, 0, count), bytes=True)
+    colours = colormaps["plasma"](np.linspace(1, 0, count), bytes=True)
     colours[:, 3] = np.linspace(*OPACITY, count)
     return colours
 

@@ -96,6 +96,8 @@ def _fronts(
     for metric in metrics:
         for task in summary["task"].unique():
             view = select(summary, task, metric).reset_index(drop=True)
+            if view.empty:
+                continue
             best = _front(view, metric)
             own = pd.concat([_front(rows, metric) for _, rows in view.groupby("method")])
             for i, label in view["label"].items():

@@ -27,7 +27,7 @@ function build() {
   $("size").addEventListener("input", resize);
   $("play").addEventListener("click", () => (playing ? pause() : play()));
   $("scrub").addEventListener("input", () => { pause(); seek(Number($("scrub").value)); });
-  $("size").value = Math.max(175, Math.min(360, videos[0].size[0]));
+  $("size").value = Math.max(170, Math.min(360, videos[0].size[0]));
   resize();
 }
 

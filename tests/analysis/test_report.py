@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import pipeline, report, report_media
-from analysis.frame import runtimes, tidy
+from analysis import pipeline, report, report_media, report_settings
+from analysis.frame import Runtimes, runtimes, tidy
 from analysis.summary import summarise
+from experiments.plan import Plan
 from experiments.video import decode
 from tests.analysis import browser, stored
 
@@ -24,7 +25,7 @@ def out_dir(results, config, tmp_path_factory) -> Path:
 
 def page_data(html: str) -> dict:
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
-    return json.loads(text.group(1))
+    return json.loads(text.group(1), parse_constant=pytest.fail)  # NaN is no JSON
 
 
 def test_everything_is_written(out_dir: Path) -> None:
@@ -169,6 +170,17 @@ def test_the_page_opens_on_every_method_near_a_quarter_of_the_runtime(results) -
     plan, store = results
     summary = summarise(tidy(plan, store, stored.METRICS), runtimes(plan, store), stored.METRICS)
     assert report.opening(summary) == ["FM T=40", "FM T=10", "HSA 0.3", "TeaCache 0.2"]
+
+
+def test_without_timings_settings_have_no_cost(results) -> None:
+    plan, store = results
+    frame = tidy(plan, store, stored.METRICS)
+    untimed = Runtimes(None, runtimes(Plan(()), store).table)
+    summary = summarise(frame, untimed, stored.METRICS)
+    told = report_settings.settings(frame, summary, store, stored.METRICS)
+    assert [setting["cost"] for setting in told] == [None] * 2 * len(stored.SETTINGS)
+    assert not any(m["front"] for setting in told for m in setting["metrics"].values())
+    page_data(report.render("", "", [], [], [], stored.METRICS, told, [], []))  # no NaN in it
 
 
 def test_large_videos_are_left_out_by_whole_prompts(results, monkeypatch, tmp_path: Path) -> None:
