@@ -18,9 +18,12 @@ STEPS = (16, 40)  # the first that a method takes: settings made for 40 steps ar
 # A threshold fitted to a trained model need not skip on random weights; these do.
 ON_RANDOM_WEIGHTS = {
     "easycache": {"threshold": 0.5},
+    "first_block_cache": {"threshold": 0.2},
     "foresight": {"threshold": 4.0},
+    "sencache_embedded": {"threshold": 2.0},
     "teacache": {"threshold": 2.0},
     "teacache_embedded": {"threshold": 2.0},
+    "teacache_ret": {"threshold": 2.0},
 }
 # What has to be measured on LTX-2 before a method can run, by `hsa-bench calibrate`.
 MEASURED = {
