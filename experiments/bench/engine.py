@@ -34,6 +34,7 @@ class Size:
 
 SIZES = {
     "embedded": Size("Embedded model", loops.embedded, cuda=False),
+    "wan-slice": Size("Wan, 2 layers of width 512, fp32", loops.wan_slice, cuda=False),
     "wan2.1-1.3b": Size("Wan2.1-1.3B, 480 x 832, 81 frames, bf16", loops.wan_1_3b),
     "ltx2": Size(
         f"LTX-2, {loops.LTX2_LAYERS} of 48 layers, 512 x 768, 121 frames, bf16", loops.ltx2_layers

@@ -25,6 +25,12 @@ WAN_1_3B = {
     "ffn_dim": 8960,
     "num_layers": 30,
 }
+WAN_SLICE = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 128,
+    "ffn_dim": 2048,
+    "num_layers": 2,
+}
 LTX2_LAYERS = 8  # of 48: a step is as many times faster, and fits beside other things
 
 
@@ -70,6 +76,16 @@ def embedded() -> Loop:
     frames = (request.num_frames - 1) // pipe.vae_scale_factor_temporal + 1
     sides = (side // pipe.vae_scale_factor_spatial for side in (request.height, request.width))
     return wan(pipe.transformer, (frames, *sides), request.max_sequence_length)
+
+
+def wan_slice() -> Loop:
+    """Two layers of a narrow Wan (width 512) on 2 048 tokens, float32: what a CPU can still time.
+
+    Large enough that a step is arithmetic and not the start of operations, unlike the embedded
+    model's.
+    """
+    transformer = WanTransformer3DModel(**WAN_SLICE).eval()
+    return wan(transformer, (8, 32, 32), text=32)
 
 
 def wan_1_3b() -> Loop:

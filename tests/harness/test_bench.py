@@ -89,7 +89,7 @@ def test_what_needs_a_gpu_is_said_to_be_unmeasured(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("bench.sizes=[wan]", ["bench.sizes='wan'", "embedded, wan2.1-1.3b, ltx2"]),
+        ("bench.sizes=[wan]", ["bench.sizes='wan'", "embedded, wan-slice, wan2.1-1.3b"]),
         ("bench.shares=[1.5]", ["bench.shares=1.5"]),
         ("bench.repeats=0", ["bench.repeats=0"]),
     ],
