@@ -49,7 +49,14 @@ def test_stored_frames_are_those_of_plain_diffusers(finished):
     cell = tiny_plan().cells[0]
     assert cell.key == cell.reference_key
     pipe = pipelines.wan_t2v()
-    arguments = pipelines.inputs(pipe, seed=0, steps=4, prompt="a red circle", output_type="np")
+    arguments = pipelines.inputs(
+        pipe,
+        seed=0,
+        steps=4,
+        prompt="a red circle",
+        max_sequence_length=cell.request.max_sequence_length,
+        output_type="np",
+    )
     with euler(pipe):
         frames = pipe(**arguments).frames[0]
     stored = Store(finished / "store").sample(cell.key)
