@@ -39,9 +39,12 @@ class HSA(Method):
     @property
     def knob(self) -> tuple[str, float, float]:
         """A factor on all thresholds, or the expected share of active tokens."""
+        from hsa.schedule import least_runtime
+
         if self.thresholds is not None:
             return "thresholds", 1 / 64, 64.0
-        return "fractions", 0.16, 1.0
+        least = least_runtime(self.budgets[0], self.warmup_steps, self.cooldown_steps)
+        return "fractions", least, 1.0
 
     def turned(self, value: float) -> HSA:
         from hsa import HSAConfig

@@ -97,23 +97,41 @@ def solve(
     """
     if runtime == 1:
         return (steps,), (1.0,)
-    smaller = divisors(steps)[1:]
-    num_smaller = min(len(SPLIT), len(smaller))
-    split = SPLIT if num_smaller == len(SPLIT) else (1.0,) * num_smaller
-    costs = {}  # of a token that is not on the full budget, for each choice of smaller budgets
-    for rest in combinations(smaller, num_smaller):
-        schedule = Schedule((steps, *rest), warmup_steps, cooldown_steps)
-        costs[rest] = schedule.expected_fraction((0.0, *split))
+    costs = _smaller_budgets(steps, warmup_steps, cooldown_steps)
     shares = {
         rest: (runtime - cost) / (1 - cost) for rest, cost in costs.items() if cost < runtime < 1
     }
-    feasible = [rest for rest, full in shares.items() if full >= SMALLEST_FULL]
+    feasible = [rest for rest, full in shares.items() if full >= SMALLEST_FULL - 1e-9]
     if not feasible:
-        lowest = SMALLEST_FULL + (1 - SMALLEST_FULL) * min(costs.values())
+        least = least_runtime(steps, warmup_steps, cooldown_steps)
         raise ValueError(
             f"runtime: {runtime} cannot be met with steps={steps}, warmup_steps={warmup_steps}, "
-            f"cooldown_steps={cooldown_steps}; choices: {lowest:.4f} to 1.0"
+            f"cooldown_steps={cooldown_steps}; choices: {least:.4f} to 1.0"
         )
     rest = max(feasible, key=lambda rest: rest[::-1])
     full = shares[rest]
-    return (steps, *rest), (full, *((1 - full) * share for share in split))
+    return (steps, *rest), (full, *((1 - full) * share for share in _split(len(rest))))
+
+
+def least_runtime(steps: int, warmup_steps: int, cooldown_steps: int) -> float:
+    """The smallest expected fraction of active tokens that `solve` can meet."""
+    costs = _smaller_budgets(steps, warmup_steps, cooldown_steps)
+    return SMALLEST_FULL + (1 - SMALLEST_FULL) * min(costs.values())
+
+
+def _smaller_budgets(
+    steps: int, warmup_steps: int, cooldown_steps: int
+) -> dict[tuple[int, ...], float]:
+    """Each choice of smaller budgets, and the expected fraction of a token that is on them."""
+    smaller = divisors(steps)[1:]
+    count = min(len(SPLIT), len(smaller))
+    return {
+        rest: Schedule((steps, *rest), warmup_steps, cooldown_steps).expected_fraction(
+            (0.0, *_split(count))
+        )
+        for rest in combinations(smaller, count)
+    }
+
+
+def _split(groups: int) -> tuple[float, ...]:
+    return SPLIT if groups == len(SPLIT) else (1.0,) * groups

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,14 @@ def test_bad_setting_is_refused(method, complaint):
 @pytest.mark.parametrize("name", cases.METHODS)
 def test_yaml_fits_a_request_of_40_steps(name):
     cases.method(name).validate(cases.request(cases.PIPELINES["wan_t2v"]()))
+
+
+@pytest.mark.parametrize("name", cases.METHODS)
+def test_both_ends_of_the_knob_can_be_had(name):
+    method, request = cases.method(name), cases.request(cases.PIPELINES["wan_t2v"]())
+    for end in method.knob[1:] if method.knob else ():
+        turned = method.turned(end)
+        turned.validate(replace(request, steps=turned.steps or request.steps))
 
 
 @pytest.mark.parametrize("percent", [25, 50, 75])
