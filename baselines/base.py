@@ -149,3 +149,12 @@ def require(valid: bool, name: str, value: Any, choices: str) -> None:
     """Raise the one-line ValueError that names the field, its value and what it may be."""
     if not valid:
         raise ValueError(f"{name}={value!r}: choose {choices}")
+
+
+def require_wan(pipe: DiffusionPipeline, method: str, reason: str) -> None:
+    """Refuse a pipe with another transformer than Wan's; ``reason`` completes the sentence."""
+    from hsa.trace import experts
+
+    for transformer in experts(pipe).values():
+        kind, wan = type(transformer).__name__, "WanTransformer3DModel"
+        require(kind == wan, f"{method}: transformer", kind, f"{wan}, {reason}")

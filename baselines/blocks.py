@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from baselines.base import require
 from baselines.rule import Rule, Streams
+from baselines.videos import num_videos
 from hsa.registry import RunningBranch, registered
 from hsa.trace import experts
 
@@ -43,7 +44,8 @@ class _Transformer(RunningBranch):
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
         if self.refusing:
-            self._require_one_video(len(kwargs["hidden_states"]))
+            videos = num_videos(self.pipe, self.name, kwargs["hidden_states"])
+            require(videos == 1, f"{self.refusing}: batch", videos, "1, one video a call")
         step = self.pipe.scheduler.step_index or 0
         branch = self.branches.get(self.name)
         if branch is None or step <= branch.step:  # a video was left unfinished: this is the next
@@ -55,11 +57,6 @@ class _Transformer(RunningBranch):
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         self.rule.end()
         return output
-
-    def _require_one_video(self, rows: int) -> None:
-        both = self.name == "cond_uncond" and self.pipe.do_classifier_free_guidance
-        videos = rows // (2 if both else 1)
-        require(videos == 1, f"{self.refusing}: batch", videos, "1, one video a call")
 
 
 class _Module(ModelHook):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from baselines.base import Method, Request, is_count, is_number, require
+from baselines.base import Method, Request, is_count, is_number, require, require_wan
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -78,14 +78,8 @@ class DBCache(Method):
         from baselines.videos import each_video
         from hsa.trace import experts
 
+        require_wan(pipe, "dbcache", "the only one that cache-dit runs correctly")
         for transformer in experts(pipe).values():
-            kind = type(transformer).__name__
-            require(
-                kind == "WanTransformer3DModel",
-                "dbcache: transformer",
-                kind,
-                "WanTransformer3DModel, the only one that cache-dit runs correctly",
-            )
             require(
                 not hasattr(transformer, "_hf_hook"),
                 "dbcache: transformer",

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from baselines.base import Method, Request, is_count, is_number, require
+from baselines.base import Method, Request, is_count, is_number, require, require_wan
 from baselines.rule import Rule, Streams
 
 if TYPE_CHECKING:
@@ -76,16 +76,8 @@ class FasterCache(Method):
     def install(self, pipe: DiffusionPipeline, request: Request) -> Iterator[None]:
         from baselines.blocks import ruled_modules
         from baselines.guidance_cache import guidance_cache
-        from hsa.trace import experts
 
-        for transformer in experts(pipe).values():
-            kind = type(transformer).__name__
-            require(
-                kind == "WanTransformer3DModel",
-                "fastercache: transformer",
-                kind,
-                "WanTransformer3DModel, whose guidance branches run one after the other",
-            )
+        require_wan(pipe, "fastercache", "whose guidance branches run one after the other")
         schedule = _Schedule(self, request.steps)
         with ExitStack() as stack:
             reuse = partial(_DynamicReuse, schedule)

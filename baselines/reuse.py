@@ -20,6 +20,7 @@ from diffusers.hooks.hooks import ModelHook
 from torch import Tensor, nn
 
 from baselines.policy import Call, Policy, Tap
+from baselines.videos import num_videos
 from hsa.registry import RunningBranch, registered
 from hsa.trace import blocks, experts
 
@@ -116,7 +117,6 @@ class _Engine(RunningBranch):
         video, name = self.video, self.name
         branch = video.run(self.expert, name)
         signal = self.tap(block, arguments) if callable(self.tap) else self.signal
-        both = name == "cond_uncond" and video.pipe.do_classifier_free_guidance
         call = Call(
             step=video.step,
             branch=name,
@@ -124,7 +124,7 @@ class _Engine(RunningBranch):
             signal=signal,
             sigma=video.sigmas[video.step],
             spans=video.spans,
-            videos=len(streams[0]) // (2 if both else 1),
+            videos=num_videos(video.pipe, name, streams[0]),
             config=self.config,
             inputs=self.inputs,
         )

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from hsa.registry import RunningBranch, registered
 from hsa.trace import experts
@@ -16,6 +16,12 @@ _HOOK = "each_video"
 
 # Called with the transformer, the guidance branch and the number of videos in the call.
 Begin = Callable[[nn.Module, str, int], None]
+
+
+def num_videos(pipe: DiffusionPipeline, branch: str, batch: Tensor) -> int:
+    """How many videos a call serves: LTX's guidance is one batch, in which a video is two rows."""
+    both = branch == "cond_uncond" and pipe.do_classifier_free_guidance
+    return len(batch) // (2 if both else 1)
 
 
 class _FirstCalls(RunningBranch):
@@ -27,8 +33,7 @@ class _FirstCalls(RunningBranch):
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
         step, branch = self.pipe.scheduler.step_index or 0, self.name
         if step <= self.steps.get(branch, step):  # within a video, time only advances
-            both = branch == "cond_uncond" and self.pipe.do_classifier_free_guidance
-            self.begin(module, branch, len(kwargs["hidden_states"]) // (2 if both else 1))
+            self.begin(module, branch, num_videos(self.pipe, branch, kwargs["hidden_states"]))
         self.steps[branch] = step
         return args, kwargs
 
