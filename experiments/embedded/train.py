@@ -81,21 +81,29 @@ class Batches:
         }
 
 
-def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Weighted mean squared error of the velocity."""
-    clean, noise, weights = batch["latents"], batch["noise"], batch["weights"]
-    sigma = batch["sigma"][:, None, None, None, None]
-    noisy = (1 - sigma) * clean + sigma * noise
+def inputs_of(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy latents and timesteps of a batch; a given first frame is clean and at timestep 0."""
+    clean, sigma = batch["latents"], batch["sigma"][:, None, None, None, None]
+    noisy = (1 - sigma) * clean + sigma * batch["noise"]
     timestep = 1000 * batch["sigma"]
     if batch["given"]:
         noisy[:, :, 0] = clean[:, :, 0]
-        weights[:, :, 0] = 0
         tokens_a_frame = clean.shape[-1] * clean.shape[-2] // 4
         timestep = timestep[:, None].repeat(1, clean.shape[2] * tokens_a_frame)
         timestep[:, :tokens_a_frame] = 0
-    with torch.autocast(clean.device.type, torch.bfloat16):
+    return noisy, timestep
+
+
+def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Weighted mean squared error of the velocity."""
+    noisy, timestep = inputs_of(batch)
+    weights = batch["weights"]
+    if batch["given"]:
+        weights[:, :, 0] = 0
+    with torch.autocast(noisy.device.type, torch.bfloat16):
         velocity = model(noisy, timestep, batch["text"], return_dict=False)[0]
-    error = (velocity.float() - (noise - clean)).square().mean(1, keepdim=True)
+    error = velocity.float() - (batch["noise"] - batch["latents"])
+    error = error.square().mean(1, keepdim=True)
     return (error * weights).sum() / weights.sum()
 
 
@@ -151,14 +159,14 @@ def train_transformer(pipe: WanPipeline, basis: PatchBasis, cfg: DictConfig, out
     transformer = pipe.transformer.to(device)
     average = copy.deepcopy(transformer).requires_grad_(False)
     optims = optimisers(transformer, cfg)
-    batches = Batches(basis, _features(pipe), cfg, rank)
+    batches = Batches(basis, caption_features(pipe), cfg, rank)
     checkpoint = Checkpoint(out / "checkpoint.pt", transformer, average, optims)
     start, seconds = checkpoint.restore(device)
     model = torch.nn.parallel.DistributedDataParallel(transformer) if world > 1 else transformer
     began, running = time.time() - seconds, None
     for step in range(start, cfg.steps):
         batch = {name: value.to(device) for name, value in batches.draw(step).items()}
-        with _attention(device):
+        with attention(device):
             loss = loss_of(model, batch)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -218,7 +226,7 @@ class Checkpoint:
 
 
 @torch.no_grad()
-def _features(pipe: WanPipeline) -> torch.Tensor:
+def caption_features(pipe: WanPipeline) -> torch.Tensor:
     """(captions + 1, L, D): what the pipeline makes of every caption, and of none."""
     texts = [caption.text for caption in split("train")] + [""]
     return pipe.encode_prompt(
@@ -226,7 +234,7 @@ def _features(pipe: WanPipeline) -> torch.Tensor:
     )[0]
 
 
-def _attention(device: torch.device) -> AbstractContextManager[None]:
+def attention(device: torch.device) -> AbstractContextManager[None]:
     """On a CPU plain bf16 attention trains twice as fast as the fused one's backward."""
     if device.type != "cpu":
         return nullcontext()
