@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -201,17 +201,14 @@ def _frames(video: Video, cell: Cell) -> np.ndarray:
 
 
 def _arrays(video: Video) -> dict[str, np.ndarray]:
-    trace = video.trace
-    tensors: Mapping[str, torch.Tensor | None] = {
-        "latents": video.watch.latents,
-        "allocation": trace.allocation,
-        "velocity_change": trace.velocity_change,
-    }
-    dtypes = {"allocation": torch.int8}
+    """The latents, and what the method recorded; floats in fp32."""
+    tensors = {"latents": video.watch.latents, **video.trace.arrays}
     return {
-        name: tensor[0].to("cpu", dtypes.get(name, torch.float32)).contiguous().numpy()
+        name: (tensor.float() if tensor.is_floating_point() else tensor)[0]
+        .cpu()
+        .contiguous()
+        .numpy()
         for name, tensor in tensors.items()
-        if tensor is not None
     }
 
 

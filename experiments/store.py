@@ -74,7 +74,7 @@ class Sample:
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """latents, and where recorded allocation int8 and velocity_change fp32 [F, H, W]."""
+        """latents, and what the method recorded, as HSA its allocation: int8 [F, H, W]."""
         from safetensors.numpy import load_file
 
         return load_file(self.path / ARRAYS)

@@ -83,5 +83,6 @@ class HSARule:
             for group in range(len(self.config.budgets))
         ]
         self.trace.expected_fraction = self.config.schedule.expected_fraction(shares)
-        self.trace.allocation = self.groups.unflatten(1, grid).cpu()
-        self.trace.velocity_change = change.unflatten(1, grid).cpu()
+        allocation = self.groups.to("cpu", torch.int8)
+        self.trace.arrays["allocation"] = allocation.unflatten(1, grid)
+        self.trace.arrays["velocity_change"] = change.unflatten(1, grid).cpu()

@@ -37,17 +37,25 @@ class StepRecord:
 class Trace:
     """The record of everything sampled while a method was attached.
 
-    `allocation` (group of each token, 0 = full budget) and `velocity_change` are those of the last
-    video, both `(B, F, H, W)` on the latent token grid. `expected_fraction` is what the schedule
-    promises for that allocation, to hold against `active_fraction`: a full step that a second
-    expert starts with, and rows that pad a batch, come on top. All None where a method measures
-    nothing.
+    `arrays` is what the method recorded of the last video, by name, on the CPU, samples first; it
+    is stored with the video. `expected_fraction` is what HSA's schedule promises for its
+    allocation, to hold against `active_fraction`: a full step that a second expert starts with,
+    and rows that pad a batch, come on top. None where nothing is promised.
     """
 
     records: list[StepRecord] = field(default_factory=list)
-    allocation: torch.Tensor | None = None
-    velocity_change: torch.Tensor | None = None
+    arrays: dict[str, torch.Tensor] = field(default_factory=dict)
     expected_fraction: float | None = None
+
+    @property
+    def allocation(self) -> torch.Tensor | None:
+        """Group of each token, 0 = full budget: `(B, F, H, W)` int8 on the latent token grid."""
+        return self.arrays.get("allocation")
+
+    @property
+    def velocity_change(self) -> torch.Tensor | None:
+        """What the allocation was cut from: `(B, F, H, W)` fp32 on the latent token grid."""
+        return self.arrays.get("velocity_change")
 
     @property
     def active_fraction(self) -> float:

@@ -23,7 +23,8 @@ def test_active_fraction_by_hand():
 
 
 def test_to_dict_is_json_without_tensors():
-    trace = Trace([record(100, 4), record(25, 4, step=1)], allocation=torch.zeros(1, 1, 1, 1))
+    arrays = {"allocation": torch.zeros(1, 1, 1, 1)}
+    trace = Trace([record(100, 4), record(25, 4, step=1)], arrays)
     columns = json.loads(json.dumps(trace.to_dict()))["records"]
     assert columns["step"] == [0, 1]
     assert columns["active_tokens"] == [100, 25]
