@@ -154,7 +154,7 @@ def search(
             break
         timed[value] = time(value)
         miss = target - timed[value].runtime
-        if abs(miss) <= TOLERANCE / 2:
+        if abs(miss) <= TOLERANCE:
             break
         aim += miss
     best = min(timed, key=lambda value: abs(timed[value].runtime - target))
