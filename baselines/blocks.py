@@ -20,6 +20,7 @@ from baselines.base import require
 from baselines.rule import Rule, Streams
 from baselines.videos import num_videos
 from hsa.registry import RunningBranch, registered
+from hsa.schedulers import current_step
 from hsa.trace import experts
 
 _HOOK = "ruled_modules"
@@ -46,7 +47,7 @@ class _Transformer(RunningBranch):
         if self.refusing:
             videos = num_videos(self.pipe, self.name, kwargs["hidden_states"])
             require(videos == 1, f"{self.refusing}: batch", videos, "1, one video a call")
-        step = self.pipe.scheduler.step_index or 0
+        step = current_step(self.pipe.scheduler)
         branch = self.branches.get(self.name)
         if branch is None or step <= branch.step:  # a video was left unfinished: this is the next
             branch = self.branches[self.name] = _Branch(self.make_rule(), step)

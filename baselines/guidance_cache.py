@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from hsa.registry import RunningBranch, registered
+from hsa.schedulers import current_step
 from hsa.trace import experts
 
 _HOOK = "guidance_cache"
@@ -49,7 +50,7 @@ class _Guidance(RunningBranch):
         self.pipe, self.memory, self.full, self.weights = pipe, memory, full, weights
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-        memory, step = self.memory, self.pipe.scheduler.step_index or 0
+        memory, step = self.memory, current_step(self.pipe.scheduler)
         if memory.expert is not module:
             memory.forget()
             memory.expert = module

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from baselines.policy import Call, Policy, Tap
 from baselines.videos import num_videos
 from hsa.registry import RunningBranch, registered
+from hsa.schedulers import current_step
 from hsa.trace import blocks, experts
 
 _HOOK = "residual_reuse"
@@ -70,7 +71,7 @@ class _Video:
 
     @property
     def step(self) -> int:
-        return self.pipe.scheduler.step_index or 0
+        return current_step(self.pipe.scheduler)
 
     def run(self, expert: str, name: str) -> _Branch:
         """The branch that is running from here on."""

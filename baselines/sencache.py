@@ -150,7 +150,9 @@ class _Probe:
         self.before: tuple[Mapping[str, Any], Tensor, float] | None = None
 
     def measure(self, module: nn.Module, args: tuple, inputs: Mapping, output: tuple) -> None:
-        step = self.scheduler.step_index or 0
+        from hsa.schedulers import current_step
+
+        step = current_step(self.scheduler)
         if step == self.step:
             return
         sigma, velocity = self.scheduler.sigmas[step].item(), output[0]

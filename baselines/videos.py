@@ -9,7 +9,8 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hsa.registry import RunningBranch, registered
+from hsa.registry import RunningBranch, branch_copies, registered
+from hsa.schedulers import current_step
 from hsa.trace import experts
 
 _HOOK = "each_video"
@@ -20,8 +21,7 @@ Begin = Callable[[nn.Module, str, int], None]
 
 def num_videos(pipe: DiffusionPipeline, branch: str, batch: Tensor) -> int:
     """How many videos a call serves: LTX's guidance is one batch, in which a video is two rows."""
-    both = branch == "cond_uncond" and pipe.do_classifier_free_guidance
-    return len(batch) // (2 if both else 1)
+    return len(batch) // branch_copies(pipe, branch)
 
 
 class _FirstCalls(RunningBranch):
@@ -31,7 +31,7 @@ class _FirstCalls(RunningBranch):
         self.steps: dict[str, int] = {}  # last step of each branch
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
-        step, branch = self.pipe.scheduler.step_index or 0, self.name
+        step, branch = current_step(self.pipe.scheduler), self.name
         if step <= self.steps.get(branch, step):  # within a video, time only advances
             self.begin(module, branch, num_videos(self.pipe, branch, kwargs["hidden_states"]))
         self.steps[branch] = step

@@ -100,6 +100,8 @@ class Adapter(ABC):
         ValueError: the transformer is set up in a way that HSA cannot run.
     """
 
+    processors: Sequence[type]  # of diffusers, that `rows_processor` stands in for
+
     def __init__(self, transformer: nn.Module) -> None:
         self.transformer = transformer
         self.layers = tuple(self.cached_layers())
@@ -111,8 +113,6 @@ class Adapter(ABC):
                     f"processor: {type(layer.processor).__name__} cannot be replaced; "
                     f"choices: {', '.join(choice.__name__ for choice in choices)}"
                 )
-
-    processors: Sequence[type]  # of diffusers, that `rows_processor` stands in for
 
     @abstractmethod
     def cached_layers(self) -> Iterator[nn.Module]:

@@ -19,8 +19,8 @@ from hsa.adapter import Adapter, Branch, Forward
 from hsa.allocation import Rows
 from hsa.ltx import LTX2Adapter, LTXAdapter
 from hsa.memory import kv_memory
-from hsa.registry import RunningBranch, registered
-from hsa.schedulers import CachedEuler, euler
+from hsa.registry import RunningBranch, branch_copies, noisy_latents, registered
+from hsa.schedulers import CachedEuler, current_step, euler
 from hsa.trace import TRACE_HOOK, Trace, experts, record_calls
 from hsa.wan import WanAdapter
 
@@ -103,7 +103,9 @@ class _Video:
         if expert != self.expert:
             self.expert, self.branches = expert, {}
         self.steps[branch] = step
-        memory = self.branches.setdefault(branch, Branch(device, *self.kv_policy))
+        if branch not in self.branches:
+            self.branches[branch] = Branch(device, *self.kv_policy)
+        memory = self.branches[branch]
         rows = None if memory.velocity is None else self.rule.rows(step, copies)
         return Forward(memory, rows, step, branch, copies)
 
@@ -132,7 +134,7 @@ class _Session:
     def start(self, branch: str, expert: str, device: torch.device) -> Forward:
         """The running forward, of a new video where the last was left unfinished."""
         scheduler = self.pipe.scheduler
-        step = scheduler.step_index or 0
+        step = current_step(scheduler)
         if self.video is None or not self.video.follows(step, branch):
             if not isinstance(scheduler, CachedEuler):
                 raise ValueError(
@@ -140,9 +142,8 @@ class _Session:
                 )
             steps = scheduler.num_inference_steps
             self.video = _Video(self.make_rule(), steps, self.kv_policy)
-        # LTX pipelines run [uncond, cond] as one batch.
-        batched = branch == "cond_uncond" and self.pipe.do_classifier_free_guidance
-        return self.video.start(step, branch, expert, 2 if batched else 1, device)
+        copies = branch_copies(self.pipe, branch)
+        return self.video.start(step, branch, expert, copies, device)
 
 
 class _Expert:
@@ -171,7 +172,7 @@ class _Expert:
                     handle.remove()
 
     def _start(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        latents = noisy_latents(args, kwargs)
         # Not the module's device: weights that are offloaded come only now.
         forward = self.session.start(self.branch.name, self.name, latents.device)
         self.previous = forward.branch.velocity
@@ -212,12 +213,10 @@ class _Expert:
 
 def _adapter(transformer: nn.Module, expert: str) -> Adapter:
     kind = type(transformer).__name__
-    if kind == "OptimizedModule":
+    if kind == "OptimizedModule" or transformer._compiled_call_impl is not None:
         raise ValueError(f"{expert}: it is compiled as a whole; use compile_repeated_blocks()")
     if kind not in ADAPTERS:
         raise ValueError(f"{expert}: {kind} is not supported; choices: {', '.join(ADAPTERS)}")
-    if transformer._compiled_call_impl is not None:
-        raise ValueError(f"{expert}: it is compiled as a whole; use compile_repeated_blocks()")
     if transformer._parallel_config is not None:
         raise ValueError(f"{expert}: parallelism is enabled; HSA runs on one device")
     for module in transformer.modules():

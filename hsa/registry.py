@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -56,3 +58,16 @@ class RunningBranch(ModelHook):
     def reset_state(self, module: nn.Module) -> None:
         self._states.reset()
         self._ended()
+
+
+def branch_copies(pipe: DiffusionPipeline, branch: str) -> int:
+    """How many times a call of a guidance branch holds the samples, the conditional ones last.
+
+    LTX pipelines run [uncond, cond] as one batch; their branch is "cond_uncond", guided or not.
+    """
+    return 2 if branch == "cond_uncond" and pipe.do_classifier_free_guidance else 1
+
+
+def noisy_latents(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """The latents in the arguments of a transformer: by name, or first."""
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]

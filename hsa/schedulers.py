@@ -64,17 +64,21 @@ class CachedEuler(EulerFlowMatch):
     Attributes:
         stale: (B, F, H, W) bool, true where a token did not run in this step, or None.
         velocity: fp32 in the layout of the latents, the guided velocity of the last step.
+        latents: fp32, what that step gave.
     """
 
     stale: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
 
     def step(self, model_output: torch.Tensor, *args: Any, **kwargs: Any):
         velocity = model_output.float()
         if self.stale is not None:
             velocity = torch.where(_spread(self.stale, velocity), self.velocity, velocity)
         self.stale, self.velocity = None, velocity
-        return super().step(velocity, *args, **kwargs)
+        output = super().step(velocity, *args, **kwargs)
+        self.latents = output[0]
+        return output
 
     def __deepcopy__(self, memo: dict) -> EulerFlowMatch:
         """LTX-2 pipelines copy the scheduler for their audio, every token of which runs."""
@@ -93,6 +97,11 @@ def _spread(tokens: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
     tokens = tokens[:, None, -frames:]
     height, width = height // tokens.shape[3], width // tokens.shape[4]
     return tokens.repeat_interleave(height, 3).repeat_interleave(width, 4)
+
+
+def current_step(scheduler: Any) -> int:
+    """0-based index of the running step; diffusers sets it with the first update only."""
+    return scheduler.step_index or 0
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from hsa.registry import RunningBranch, registered
+from hsa.registry import RunningBranch, noisy_latents, registered
+from hsa.schedulers import current_step
 
 TRACE_HOOK = "hsa_trace"
 
@@ -122,7 +123,7 @@ def _recorded(pipe, transformer, expert, branch, trace) -> Iterator[None]:
         nonlocal tokens
         calls.zero_()
         rows.zero_()
-        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        latents = noisy_latents(args, kwargs)
         shape = latents.shape  # Wan: (B, C, F, H, W), LTX: (B, N, C)
         tokens = prod(shape[2:]) // prod(module.config.patch_size) if len(shape) == 5 else shape[1]
 
@@ -133,7 +134,7 @@ def _recorded(pipe, transformer, expert, branch, trace) -> Iterator[None]:
     def finish(module, args, output):
         trace.records.append(
             StepRecord(
-                step=pipe.scheduler.step_index or 0,
+                step=current_step(pipe.scheduler),
                 branch=branch.name,
                 expert=expert,
                 active_tokens=rows.item() / max(calls.item(), 1),

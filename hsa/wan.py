@@ -16,6 +16,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor, _get
 from torch import Tensor, nn
 
 from hsa.adapter import Adapter
+from hsa.registry import noisy_latents
 
 
 class WanAdapter(Adapter):
@@ -49,7 +50,7 @@ class WanAdapter(Adapter):
                 handle.remove()
 
     def gather(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        latents = noisy_latents(args, kwargs)
         sizes = zip(latents.shape[2:], self.transformer.config.patch_size, strict=True)
         self.forward.grid = tuple(size // patch for size, patch in sizes)
         return args, kwargs
