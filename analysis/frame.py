@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SETTING = ["task", "label"]
 NAMED = ("hsa-bench", "diffusers", "transformers")  # versions; the machine's name has torch's
+TIMING = [*SETTING, "machine", "pass", "key", "reference_key", "seconds", "held_bytes"]
 COLUMNS = [
     "key",  # of the sample
     "label",  # of the setting: a method with its parameters and steps
@@ -75,24 +76,27 @@ def runtimes(plan: Plan, store: Store) -> Runtimes:
     """Median and quartiles of each setting's timings.
 
     Runtimes of two machines do not compare, so only those of the machine that timed the most
-    settings count.
+    settings count. Nor do those of two passes, between which a machine's pace differs: each is
+    scaled to the pace of all passes by what the reference took beside it, and one without its
+    reference in the same pass does not count.
     """
     rows = [
         {
             "task": cell.task,
             "label": cell.label,
             "machine": timing["machine"],
+            "pass": timing.get("pass", ""),
+            "key": cell.key,
+            "reference_key": cell.reference_key,
             "seconds": timing["denoise_s"],
             "held_bytes": timing.get("held_bytes", np.nan),
         }
         for cell in plan.cells
         for timing in store.timings(cell.key)
     ]
-    timings = pd.DataFrame(rows, columns=[*SETTING, "machine", "seconds", "held_bytes"]).astype(
-        {"seconds": float, "held_bytes": float}
-    )
+    timings = pd.DataFrame(rows, columns=TIMING).astype({"seconds": float, "held_bytes": float})
     machine = _busiest_machine(timings)
-    groups = timings[timings["machine"] == machine].groupby(SETTING, sort=False)
+    groups = _at_one_pace(timings[timings["machine"] == machine]).groupby(SETTING, sort=False)
     seconds = groups["seconds"]
     table = pd.DataFrame(
         {
@@ -157,6 +161,15 @@ def _named(metric: Metric, values: Mapping[str, float] | None) -> Iterator[tuple
         return
     for name, value in values.items():
         yield (name if name == metric.name else f"{metric.name}.{name}"), value
+
+
+def _at_one_pace(timings: pd.DataFrame) -> pd.DataFrame:
+    """Seconds times what the reference takes over all passes / what it took in the same one."""
+    seconds = timings.groupby("key")["seconds"].median()
+    in_pass = timings.groupby(["key", "pass"])["seconds"].median().rename("in_pass")
+    usual = timings["reference_key"].map(seconds)
+    beside = timings.join(in_pass, on=["reference_key", "pass"])["in_pass"]
+    return timings.assign(seconds=timings["seconds"] * usual / beside)
 
 
 def _busiest_machine(timings: pd.DataFrame) -> str | None:

@@ -227,9 +227,10 @@ class Store:
         folder = re.sub(r"[^\w.]+", "-", machine).strip("-")
         self._append(f"timings/{folder}/{key}", {"key": key, "machine": machine, **timing})
 
-    def timings(self, key: str) -> list[dict[str, Any]]:
-        """Timings of one sample on all machines: machine, denoise_s, text_s, ..."""
-        return _read_all(sorted(self.root.glob(f"timings/*/{key}/*.json")))
+    def timings(self, key: str, machine: str | None = None) -> list[dict[str, Any]]:
+        """Timings of one sample, on one machine or all: machine, pass, denoise_s, text_s, ..."""
+        found = _read_all(sorted(self.root.glob(f"timings/*/{key}/*.json")))
+        return [timing for timing in found if machine in (None, timing["machine"])]
 
     def write_failure(self, key: str, failure: Mapping[str, Any]) -> None:
         self._append(f"failures/{key[:2]}/{key}", {"key": key, **failure})

@@ -1,12 +1,15 @@
 """Runtime and memory, measured: a pass of its own with the machine to itself.
 
-Settings take turns, so that a machine that gets slower or faster does so for all of them. The
-first run on each pipeline is a warm-up and dropped; a run of its own counts the memory that a cell
-holds between its steps. Records are appended per machine.
+Settings take turns, so that a machine that gets slower or faster does so for all of them. Between
+passes, days apart, it differs by ten percent: every pass therefore runs the references of what it
+times beside it, and `analysis.frame` compares within a pass. The first run on each pipeline is a
+warm-up; the memory that a cell holds between its steps is counted once, in a run of its own that is
+not timed. Records are appended per machine.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,39 +24,48 @@ from experiments.store import Store
 
 
 def untimed(plan: Plan, store: Store, config: TimingConfig, machine: str) -> list[Cell]:
-    """The runs to make, in order: of each setting's first stored cells as many as are missing."""
+    """The runs to make, in order: of each setting's first stored cells as many as are missing.
+
+    In every round the references of its cells run again. Only timings of a pass that timed the
+    cell's reference too count as made.
+    """
+    stored = {cell.key: cell for cell in plan.stored(store)}
     chosen, count = [], Counter()
-    for cell in plan.cells:
-        if store.has(cell.key) and count[cell.setting] < config.prompts:
+    for cell in stored.values():
+        if cell.reference_key in stored and count[cell.setting] < config.prompts:
             count[cell.setting] += 1
             chosen.append(cell)
-    have = {
-        cell.key: sum(timing["machine"] == machine for timing in store.timings(cell.key))
-        for cell in chosen
-    }
-    rounds = range(config.repeats)
-    return [cell for turn in rounds for cell in chosen if have[cell.key] <= turn]
+    have = {cell.key: _made(cell, store, machine) for cell in chosen}
+    runs = []
+    for turn in range(config.repeats):
+        missing = [cell for cell in chosen if have[cell.key] <= turn]
+        keys = {cell.key for cell in missing} | {cell.reference_key for cell in missing}
+        runs += [cell for cell in stored.values() if cell.key in keys]
+    return runs
 
 
 def measure(cells: list[Cell], worker: Worker) -> Iterator[Cell]:
-    """Time the runs and store what they took; yields each cell when it is done."""
+    """Time the runs as one pass and store what they took; yields each cell when it is done."""
     machine = provenance.machine()
-    warm, held_bytes = set(), {}
+    pass_id = uuid.uuid4().hex
+    held_bytes = {cell.key: _held_bytes(cell, worker.store, machine.name) for cell in cells}
+    warm = set()
     for cell in cells:
         model = worker.model(cell.config.model)
         pipeline = (cell.config.model.name, cell.task)
-        if pipeline not in warm:
-            sample(model, cell, output_type="latent")
-            warm.add(pipeline)
-        if cell.key not in held_bytes:
+        if held_bytes[cell.key] is None:
             with held() as memory:
                 sample(model, cell, output_type="latent", each_step=memory.note)
             held_bytes[cell.key] = memory.peak
+        elif pipeline not in warm:
+            sample(model, cell, output_type="latent")
+        warm.add(pipeline)
         load = provenance.load()
         watch = sample(model, cell, output_type="latent").watch
         timing = {
             **watch.to_dict(),
             "held_bytes": held_bytes[cell.key],
+            "pass": pass_id,
             "hardware": asdict(machine),
             "load": load,
             "commit": provenance.code().commit,
@@ -61,3 +73,15 @@ def measure(cells: list[Cell], worker: Worker) -> Iterator[Cell]:
         }
         worker.store.write_timing(cell.key, machine.name, timing)
         yield cell
+
+
+def _made(cell: Cell, store: Store, machine: str) -> int:
+    """Timings of a cell in passes that timed its reference too."""
+    passes = {timing.get("pass") for timing in store.timings(cell.reference_key, machine)}
+    return sum(timing.get("pass") in passes for timing in store.timings(cell.key, machine))
+
+
+def _held_bytes(cell: Cell, store: Store, machine: str) -> int | None:
+    """What an earlier pass counted; None: nobody has."""
+    counted = [timing.get("held_bytes") for timing in store.timings(cell.key, machine)]
+    return max(filter(None, counted), default=None)

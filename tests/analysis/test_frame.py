@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from analysis.frame import origin
+from analysis.frame import origin, runtimes
+from experiments.cell import Cell
 from experiments.plan import Plan
 from experiments.store import Store
 from tests.harness.helpers import tiny_plan
@@ -28,3 +30,37 @@ def test_origin_names_versions_and_every_machine_once(tmp_path) -> None:
 
 def test_origin_of_nothing_is_empty(tmp_path) -> None:
     assert origin(*stored(tmp_path, None)) == ""
+
+
+def timed(folder, *timings: tuple[str, str | None, float]) -> dict[str, float]:
+    """Label -> seconds, of (label, pass, seconds) of the first prompt on one machine."""
+    plan, store = tiny_plan("limit=1"), Store(folder)
+    cells: dict[str, Cell] = {cell.label: cell for cell in plan.cells}
+    for label, made, seconds in timings:
+        timing = {"denoise_s": seconds} | ({"pass": made} if made else {})
+        store.write_timing(cells[label].key, "box", timing)
+    return runtimes(plan, store).table.loc["t2v"]["runtime_s"].to_dict()
+
+
+def test_shares_of_the_runtime_are_those_within_a_pass(tmp_path) -> None:
+    """The machine is a quarter slower when HSA is timed, and the reference with it."""
+    monday = [("FM T=4", "mon", 4.0), ("uniform", "mon", 2.0)]
+    tuesday = [("FM T=4", "tue", 5.0), ("HSA", "tue", 1.25)]
+    found = timed(tmp_path, *monday, *tuesday)
+    assert found["FM T=4"] == pytest.approx(4.5)
+    assert found["uniform"] / found["FM T=4"] == pytest.approx(0.5)
+    assert found["HSA"] / found["FM T=4"] == pytest.approx(0.25)
+
+
+def test_timings_of_before_there_were_passes_are_one(tmp_path) -> None:
+    old = [("FM T=4", None, 4.0), ("uniform", None, 1.0), ("uniform", None, 3.0)]
+    assert timed(tmp_path / "old", *old) == {"FM T=4": 4.0, "uniform": 2.0}
+    new = [("FM T=4", "new", 8.0), ("uniform", "new", 4.0), ("HSA", "new", 2.0)]
+    found = timed(tmp_path / "both", *old, *new)
+    assert found == {"FM T=4": 6.0, "uniform": 3.0, "HSA": 1.5}
+
+
+def test_a_timing_without_its_reference_does_not_count(tmp_path) -> None:
+    runs = [("FM T=4", "a", 4.0), ("uniform", "a", 2.0), ("uniform", "b", 9.0), ("HSA", "b", 1.0)]
+    found = timed(tmp_path, *runs)
+    assert found["uniform"] == 2.0 and np.isnan(found["HSA"])

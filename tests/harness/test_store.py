@@ -213,6 +213,7 @@ def test_timings_are_appended_per_machine(store):
     timings = store.timings("ab12")
     assert sorted(timing["denoise_s"] for timing in timings) == [0.5, 1.5, 2.5]
     assert {timing["machine"] for timing in timings} == {"CPU @ 2/3 GHz", "GPU"}
+    assert [timing["denoise_s"] for timing in store.timings("ab12", "GPU")] == [0.5]
 
 
 def test_altered_small_records_do_not_count(store):
