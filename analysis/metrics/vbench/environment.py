@@ -96,16 +96,18 @@ class Environment:
 
     def lacks(self, dimension: str) -> list[str]:
         """What the dimension still needs here, one line each; empty if it is ready."""
-        missing = self._uninstalled(DIMENSIONS[dimension].needs)
+        missing = self.uninstalled(dimension)
         return missing + weights.lacks(DIMENSIONS[dimension].weights, self.weights)
 
     def account(self, dimension: str) -> str | None:
         """The same in one short line, files by their names only; None if it is ready."""
         files = weights.missing(DIMENSIONS[dimension].weights, self.weights)
         named = [f"weights {', '.join(files)}"] if files else []
-        return "; ".join(self._uninstalled(DIMENSIONS[dimension].needs) + named) or None
+        return "; ".join(self.uninstalled(dimension) + named) or None
 
-    def _uninstalled(self, needs: str) -> list[str]:
+    def uninstalled(self, dimension: str) -> list[str]:
+        """What of `lacks` is no file of weights: at most one line."""
+        needs = DIMENSIONS[dimension].needs
         if self.mode is None or not self.python.is_file():
             return [f"no scorer environment {self.folder}: {SETUP}"]
         if needs != SMALL and self.mode == SMALL:
@@ -118,8 +120,11 @@ class Environment:
 
     def identity(self, dimension: str) -> dict[str, Any]:
         """Versions and weights that the dimension's numbers come from."""
-        names = DIMENSIONS[dimension].weights
-        return {"versions": self.versions, "weights": weights.digests(names, self.weights)}
+        about = DIMENSIONS[dimension]
+        versions = dict(self.versions)
+        if about.needs != GRIT:
+            versions.pop("detectron2", None)  # compiled later, it leaves other dimensions alone
+        return {"versions": versions, "weights": weights.digests(about.weights, self.weights)}
 
     def score(
         self,
@@ -143,13 +148,16 @@ class Environment:
             "items": list(items),
         }
         self.weights.mkdir(parents=True, exist_ok=True)
-        process = subprocess.run(
-            [str(self.python.absolute()), "-s", str(WORKER)],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            env=_clean_environment(self.checkout),
-        )
+        try:
+            process = subprocess.run(
+                [str(self.python.absolute()), "-s", str(WORKER)],
+                input=json.dumps(request),
+                capture_output=True,
+                text=True,
+                env=_clean_environment(self.checkout),
+            )
+        except OSError as error:
+            raise ScorerError("not_installed", f"{self.python}: {error.strerror}") from error
         try:
             reply = json.loads(process.stdout)
         except ValueError:

@@ -60,7 +60,8 @@ def t2v_prompts(
         preset: of `presets.PRESETS`.
         info: the suite's file; None: that of the scorer environment of `python`.
         rewritten: a file of longer prompts, one a line, aligned with the suite. Videos are made
-            from these and scored with the suite's own.
+            from these and scored with the suite's own. Of a text that stands in the suite twice
+            the last line counts, as it does upstream, where one file overwrites the other.
 
     Raises:
         ValueError: a file is missing or not the published one, or the lines don't align.
@@ -165,9 +166,7 @@ def _prompts(
     prompts = []
     for short in dict.fromkeys(entries[i]["prompt_en"] for i in chosen):
         group = same[short]
-        first = group[0]
-        if len({texts[i] for i in group}) > 1:
-            raise ValueError(f"rewritten: {short!r} stands in the suite twice with two rewritings")
+        first, last = group[0], group[-1]
         about = {
             "suite": "i2v" if pictures else "t2v",
             "suite_sha256": digest,
@@ -185,7 +184,7 @@ def _prompts(
             name = entries[first]["image_name"]
             about |= {"image": name, "ratio": ratio}
             image = _picture(pictures / name)
-        prompts.append(Prompt(f"vbench-{first:04d}", texts[first], image, {"vbench": about}))
+        prompts.append(Prompt(f"vbench-{first:04d}", texts[last], image, {"vbench": about}))
     return prompts
 
 

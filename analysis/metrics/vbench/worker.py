@@ -19,6 +19,7 @@ downloaders, whatever upstream tries.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -71,7 +72,7 @@ def score(request):
     errors = watch_captioner(module)
     with tempfile.TemporaryDirectory() as folder:
         if dimension == "i2v_background":
-            dreamsim_in(Path(folder), cache)
+            dreamsim_in(Path(folder), cache, module, request["device"])
         info = Path(folder, "full_info.json")
         info.write_text(json.dumps([entry(item, dimension) for item in readable]))
         submodules = utils.init_submodules([dimension], local=True)[dimension]
@@ -154,8 +155,11 @@ def seed_vocabulary():
         shutil.copy(Path(clip.origin).with_name(target.name), target)
 
 
-def dreamsim_in(folder, cache):
-    """Upstream's DreamSim looks for everything in `./models`, DINO's code and weights too."""
+def dreamsim_in(folder, cache, module, device):
+    """Upstream's DreamSim looks for everything in `./models`, DINO's code and weights too, and
+    wants a GPU unless it is told of another device.
+    """
+    module.dreamsim = functools.partial(module.dreamsim, device=device)
     models = folder / "models"
     models.mkdir()
     for path in (cache / "dreamsim").glob("*"):
