@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from baselines.base import Method, Request, is_count, is_numbers, require
@@ -59,7 +59,7 @@ class HSA(Method):
     def config(self) -> HSAConfig:
         from hsa import HSAConfig
 
-        return HSAConfig(**asdict(self))
+        return HSAConfig(**{field.name: getattr(self, field.name) for field in fields(HSAConfig)})
 
     def validate(self, request: Request) -> None:
         for name in ("fractions", "thresholds"):

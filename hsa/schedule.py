@@ -60,6 +60,10 @@ class Schedule:
             group for group, budget in enumerate(self.budgets) if step % (self.steps // budget) == 0
         )
 
+    def is_full(self, step: int) -> bool:
+        """Whether every group runs at `step`."""
+        return len(self.active_groups(step)) == len(self.budgets)
+
     def executed_steps(self) -> tuple[int, ...]:
         """How many of the T steps each group runs in, the windows included."""
         active = [self.active_groups(step) for step in range(self.steps)]
