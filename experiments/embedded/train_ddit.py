@@ -2,9 +2,10 @@
 
 Settings are those of conf/ddit_training.yaml. Distillation as in the paper (arXiv 2602.16968): the
 model stays frozen, its velocity on its own patches is the target, and only the new layers learn:
-embedder, last layer, low-rank branches. The videos are the rendered ones that the model itself was
-trained on, where the paper has synthetic ones. A run that was stopped goes on from its last
-checkpoint; the weights come to lie in the folder `out`.
+embedder, last layer, low-rank branches. Beside the velocity of each guidance branch the guided one
+is a target, because that is where small differences grow. The videos are the rendered ones that
+the model itself was trained on. A run that was stopped goes on from its last checkpoint; the
+weights come to lie in the folder `out`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from experiments.embedded.train import (
     caption_features,
     inputs_of,
     learning_rate,
+    optimisers,
 )
 
 
@@ -38,20 +40,23 @@ def train_patches(pipe: WanPipeline, cfg: DictConfig, out: Path) -> CoarsePatche
     device = transformer.device
     patches = CoarsePatches(transformer).to(device)
     average = copy.deepcopy(patches).requires_grad_(False)
-    optim = torch.optim.AdamW(patches.parameters(), lr=cfg.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    batches = Batches(patch_basis(), caption_features(pipe).to(device), cfg, rank=0)
-    checkpoint = Checkpoint(out / "checkpoint.pt", patches, average, [optim])
+    optims = optimisers(patches, cfg, inner="lora.")
+    features = caption_features(pipe).to(device)
+    batches = Batches(patch_basis(), features.cpu(), cfg, rank=0)
+    checkpoint = Checkpoint(out / "checkpoint.pt", patches, average, optims)
     start, seconds = checkpoint.restore(device)
     began, running = time.time() - seconds, None
     for step in range(start, cfg.steps):
         batch = {name: value.to(device) for name, value in batches.draw(step).items()}
         with attention(device):
-            error = relative_error(patches, transformer, batch)
-            error.backward()
+            loss, error = distances(patches, transformer, batch, features[-1], cfg.guidance_scale)
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(patches.parameters(), 1.0)
-        optim.param_groups[0]["lr"] = learning_rate(step, cfg)
-        optim.step()
-        optim.zero_grad()
+        for optim in optims:
+            for group in optim.param_groups:
+                group["lr"] = learning_rate(step, cfg)
+            optim.step()
+            optim.zero_grad()
         weight = 1 - min(cfg.ema, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.parameters()), list(patches.parameters()), weight)
         running = error.item() if running is None else 0.98 * running + 0.02 * error.item()
@@ -67,20 +72,48 @@ def train_patches(pipe: WanPipeline, cfg: DictConfig, out: Path) -> CoarsePatche
     return average
 
 
-def relative_error(
-    patches: CoarsePatches, transformer: torch.nn.Module, batch: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """Squared distance of the velocities on coarse patches to those on fine ones, over the latter's
-    square; a given first frame is left out."""
+def distances(
+    patches: CoarsePatches,
+    transformer: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    empty: torch.Tensor,
+    guidance_scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How far velocities on coarse patches are from those on fine ones.
+
+    Squared distance over the fine velocity's square: of the two branches plus that of the guided
+    velocity, which is the loss, and of the latter alone. A given first frame is left out.
+
+    Args:
+        empty: (L, D), text of the branch without caption.
+    """
     noisy, timestep = inputs_of(batch)
+    first = int(batch["given"])
+    inputs = (
+        torch.cat([noisy, noisy]),
+        torch.cat([timestep, timestep]),
+        torch.cat([batch["text"], empty.expand_as(batch["text"])]),
+    )
     with torch.autocast(noisy.device.type, torch.bfloat16):
         with torch.no_grad():
-            fine = transformer(noisy, timestep, batch["text"], return_dict=False)[0].float()
+            fine = transformer(*inputs, return_dict=False)[0].float()[:, :, first:]
         with patches.installed(transformer, lambda: True):
-            coarse = transformer(noisy, timestep, batch["text"], return_dict=False)[0].float()
-    first = int(batch["given"])
-    fine, coarse = fine[:, :, first:], coarse[:, :, first:]
-    return (coarse - fine).square().mean() / fine.square().mean()
+            coarse = transformer(*inputs, return_dict=False)[0].float()[:, :, first:]
+    error = coarse - fine
+    branches, guided = (
+        wrong.square().mean() / right.square().mean()
+        for wrong, right in (
+            (error, fine),
+            (_guided(error, guidance_scale), _guided(fine, guidance_scale)),
+        )
+    )
+    return branches + guided, guided.detach()
+
+
+def _guided(velocity: torch.Tensor, scale: float) -> torch.Tensor:
+    """Of the captioned half of a batch and the half without, what the pipeline makes of both."""
+    captioned, empty = velocity.chunk(2)
+    return empty + scale * (captioned - empty)
 
 
 @hydra.main(version_base="1.3", config_path="../../conf", config_name="ddit_training")
