@@ -1,7 +1,7 @@
 """Methods against each other at fixed shares of the reference runtime: `comparison.md`.
 
 A method is all of its settings; what it reaches at a runtime is read off its own front
-(`stats.at_runtime`), per prompt, so that differences are paired. No setting takes exactly 25 % of
+(`stats.at_runtime`), per video, so that differences are paired. No setting takes exactly 25 % of
 the runtime: the methods are compared at the measured runtime of the HSA setting closest to it.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.frame import per_prompt
+from analysis.frame import by_prompt, per_video
 from analysis.metrics.base import Metric
 from analysis.pareto import area
 from analysis.stats import Estimate, at_runtime, bootstrap, paired
@@ -35,7 +35,7 @@ SUBJECT = "hsa"
 TARGETS = (0.25, 0.5)
 TOLERANCE = 0.1  # an HSA setting further than this from a target does not stand for it
 NOTE = (
-    "Every method is read off its own settings, per prompt, at the measured runtime of the HSA "
+    "Every method is read off its own settings, per video, at the measured runtime of the HSA "
     f"setting closest to each target. {MISSING}: its settings do not reach that runtime."
 )
 AREA_NOTE = (
@@ -73,7 +73,7 @@ def compare(
     seed: int = 0,
 ) -> list[Comparison]:
     """Every task, metric and target runtime, from `frame.tidy` and `summary.summarise`."""
-    quality = per_prompt(frame)
+    quality = per_video(frame)
     return [
         _compare(task, metric, target, _measured_near(summary, task, target), methods, seed)
         for task in frame["task"].unique()
@@ -120,7 +120,17 @@ def areas(summary: pd.DataFrame, task: str, metric: Metric) -> dict[str, float]:
     }
 
 
-Curve = tuple[np.ndarray, np.ndarray]  # runtime (K,), quality (P, K)
+@dataclass(frozen=True)
+class Curve:
+    """All settings of a method: runtime (K,), and quality of each video (V, K) as `per_video`."""
+
+    runtime: np.ndarray
+    quality: pd.DataFrame
+
+    def at(self, runtime: float, higher_is_better: bool) -> np.ndarray:
+        """Quality there, (prompts, seeds)."""
+        values = self.quality.to_numpy().T
+        return by_prompt(at_runtime(self.runtime, values, runtime, higher_is_better), self.quality)
 
 
 def _curves(
@@ -129,7 +139,7 @@ def _curves(
     view = select(summary, task, metric)
     for method, lines in view.groupby("method", sort=False):
         labels = [(task, metric.name, label) for label in lines["label"]]
-        yield method, (lines["runtime"].to_numpy(), quality.loc[labels].to_numpy().T)
+        yield method, Curve(lines["runtime"].to_numpy(), quality.loc[labels])
 
 
 def _measured_near(summary: pd.DataFrame, task: str, target: float) -> float:
@@ -150,10 +160,7 @@ def _compare(
     methods: dict[str, Curve],
     seed: int,
 ) -> Comparison:
-    values = {
-        name: at_runtime(*curve, runtime, metric.higher_is_better)
-        for name, curve in methods.items()
-    }
+    values = {name: curve.at(runtime, metric.higher_is_better) for name, curve in methods.items()}
     subject = values.get(SUBJECT)
     return Comparison(
         task,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from experiments.store import Store
 
 SETTING = ["task", "label"]
+VIDEO = ["prompt_id", "seed"]
 NAMED = ("hsa-bench", "diffusers", "transformers")  # versions; the machine's name has torch's
 TIMING = [*SETTING, "machine", "pass", "key", "reference_key", "seconds", "held_bytes"]
 COLUMNS = [
@@ -122,10 +123,17 @@ def origin(plan: Plan, store: Store) -> str:
     )
 
 
-def per_prompt(frame: pd.DataFrame) -> pd.DataFrame:
-    """Quality of each prompt, averaged over its seeds: (task, metric, label) x prompt_id."""
-    means = frame.groupby(["task", "metric", "label", "prompt_id"], sort=False)["value"].mean()
-    return means.unstack("prompt_id", sort=False)
+def per_video(frame: pd.DataFrame) -> pd.DataFrame:
+    """Quality: (task, metric, label) x (prompt_id, seed), every prompt with every seed."""
+    index = ["task", "metric", "label", *VIDEO]
+    values = frame.groupby(index, sort=False)["value"].mean().unstack(VIDEO, sort=False)
+    videos = pd.MultiIndex.from_product([frame[name].unique() for name in VIDEO], names=VIDEO)
+    return values.reindex(columns=videos)
+
+
+def by_prompt(values: np.ndarray, quality: pd.DataFrame) -> np.ndarray:
+    """One value per column of `per_video` as (prompts, seeds)."""
+    return values.reshape(-1, quality.columns.get_level_values("seed").nunique())
 
 
 def _describe(record: dict[str, Any]) -> dict[str, Any]:

@@ -140,10 +140,12 @@ def _note(
     unavailable: Sequence[str],
     notes: Sequence[str],
 ) -> str:
-    prompts = frame["prompt_id"].nunique()
+    prompts, seeds = frame["prompt_id"].nunique(), frame["seed"].nunique()
+    several = f", each averaged over {seeds} seeds" if seeds > 1 else ""
+    spread = " \N{PLUS-MINUS SIGN}: standard deviation of the seeds' means." if seeds > 1 else ""
     parts = [
-        f"Means over {prompts} prompts with 95 % bootstrap intervals; best bold, second "
-        "underlined.",
+        f"Means over {prompts} prompts{several}, with 95 % bootstrap intervals over prompts; best "
+        f"bold, second underlined.{spread}",
         "NFE: forwards of each guidance branch. Runtime: median of the denoising loop with "
         f"quartiles, measured on {measured.machine}; memory: what is held between steps."
         if measured.machine

@@ -14,7 +14,7 @@ from analysis.frame import SETTING
 from analysis.metrics.base import Metric
 from analysis.pareto import front
 from analysis.stats import Estimate
-from analysis.summary import select
+from analysis.summary import MEAN, select
 from analysis.tables import heading, interval, number, percent
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def _facts(
     ]
     for metric in metrics:
         if metric.name in scores.index and math.isfinite(scores.loc[metric.name, "mean"]):
-            row = scores.loc[metric.name]
-            estimate = Estimate(row["mean"], row["low"], row["high"], row["n"])
+            estimate = Estimate(*scores.loc[metric.name][list(MEAN)])
             facts.append((heading(metric), interval(estimate)))
     return facts
 

@@ -1,7 +1,7 @@
 """Means over prompts, how sure they are, and differences at equal runtime. Pure numpy.
 
-P counts prompts (each already averaged over its seeds), K settings of one method. A missing
-value is NaN and stays out of everything; it never becomes a number.
+P counts prompts, S the seeds of each, K settings of one method. A missing value is NaN and stays
+out of everything; it never becomes a number.
 """
 
 from __future__ import annotations
@@ -19,28 +19,48 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n prompts with its 95 % interval; the interval is NaN below two prompts."""
+    """A mean over n prompts with its 95 % interval; the interval is NaN below two prompts.
+
+    `spread` is the standard deviation of the seeds' own means, NaN below two seeds.
+    """
 
     mean: float
     low: float
     high: float
     n: int
+    spread: float = np.nan
 
 
 NOTHING = Estimate(np.nan, np.nan, np.nan, 0)
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of the finite values (P,) and its percentile bootstrap interval over prompts."""
-    values = np.asarray(values, dtype=np.float64)
-    values = values[np.isfinite(values)]
+    """Mean of the finite values (P,) or (P, S) and its percentile bootstrap interval over prompts.
+
+    Prompts are clusters: a prompt is averaged over its seeds and resampled as a whole. Its average
+    varies with the seeds already; to resample them too would count their variance twice (Davison &
+    Hinkley, Bootstrap Methods and their Application, 1997, section 3.8).
+    """
+    values = np.asarray(values, dtype=np.float64).reshape(len(values), -1)
+    known = np.isfinite(values)
+    values, known = values[known.any(axis=1)], known[known.any(axis=1)]
     if not len(values):
         return NOTHING
-    if len(values) == 1:
-        return Estimate(float(values[0]), np.nan, np.nan, 1)
+    means = np.where(known, values, 0).sum(axis=1) / known.sum(axis=1)
+    spread = _spread(values[:, known.any(axis=0)])
+    if len(means) == 1:
+        return Estimate(float(means[0]), np.nan, np.nan, 1, spread)
     tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(resamples(len(values), seed) @ values, [tail, 100 - tail])
-    return Estimate(float(values.mean()), float(low), float(high), len(values))
+    low, high = np.percentile(resamples(len(means), seed) @ means, [tail, 100 - tail])
+    return Estimate(float(means.mean()), float(low), float(high), len(means), spread)
+
+
+def _spread(values: np.ndarray) -> float:
+    """Standard deviation of the means of the columns of (P, S), over the prompts with all seeds."""
+    complete = values[np.isfinite(values).all(axis=1)]
+    if not len(complete) or complete.shape[1] < 2:
+        return np.nan
+    return float(complete.mean(axis=0).std(ddof=1))
 
 
 @lru_cache(maxsize=8)
@@ -52,27 +72,27 @@ def resamples(n: int, seed: int = 0) -> np.ndarray:
 
 
 def paired(values: np.ndarray, baseline: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of values - baseline (P,) over the prompts that have both, with its interval."""
+    """Mean of values - baseline, (P,) or (P, S), over the videos that have both, as `bootstrap`."""
     return bootstrap(np.asarray(values) - np.asarray(baseline), seed)
 
 
 def at_runtime(
     runtime: np.ndarray, quality: np.ndarray, target: float, higher_is_better: bool
 ) -> np.ndarray:
-    """A method's quality per prompt at a runtime between those of its settings.
+    """A method's quality per video at a runtime between those of its settings.
 
     The curve runs through the settings on the method's own Pareto front of mean quality, linear
-    between neighbours for every prompt by itself; past the last of them the best setting holds,
+    between neighbours for every video by itself; past the last of them the best setting holds,
     since a slower setting need not be used. The same rule holds for every method, flow matching
     too. Nothing is extrapolated.
 
     Args:
         runtime: (K,) measured runtime of each setting, NaN where it was not measured.
-        quality: (P, K), NaN where a prompt was not scored.
+        quality: (V, K), a row per prompt and seed, NaN where a video was not scored.
         target: the runtime asked for, in the unit of `runtime`.
 
     Returns:
-        (P,), all NaN where `target` lies outside the measured runtimes.
+        (V,), all NaN where `target` lies outside the measured runtimes.
     """
     runtime, quality = np.asarray(runtime, np.float64), np.asarray(quality, np.float64)
     known = np.isfinite(runtime) & np.isfinite(quality).any(axis=0)
@@ -86,7 +106,7 @@ def at_runtime(
 
 
 def _interpolate(knots: np.ndarray, quality: np.ndarray, target: float) -> np.ndarray:
-    """Linear in each row of (P, K) over ascending knots (K,), held after the last knot."""
+    """Linear in each row of (V, K) over ascending knots (K,), held after the last knot."""
     right = int(np.searchsorted(knots, target))
     if right == len(knots):
         return quality[:, -1]

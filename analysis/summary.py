@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
-from typing import Any
 
 import pandas as pd
 
-from analysis.frame import SETTING, Runtimes, per_prompt
+from analysis.frame import SETTING, Runtimes, by_prompt, per_video
 from analysis.metrics.base import Metric
-from analysis.stats import NOTHING, Estimate, at_runtime, bootstrap, paired
+from analysis.stats import NOTHING, at_runtime, bootstrap, paired
 
 BASELINE = "flow_matching"
+MEAN = ("mean", "low", "high", "n", "spread")  # columns of an Estimate
+GAIN = ("gain", "gain_low", "gain_high", "gain_n", "gain_spread")
 ABOUT = ["method", "implementation", "steps", "params", "reference"]
 
 
@@ -21,22 +22,22 @@ def summarise(
 ) -> pd.DataFrame:
     """One row per task, setting and metric value, in the order of the frame.
 
-    Columns: task, label, method, implementation, steps, params, reference, prompts,
+    Columns: task, label, method, implementation, steps, params, reference, prompts, seeds,
     active_fraction, nfe (full forwards of each guidance branch, as text), runtime_s, runtime_low,
     runtime_high, held_bytes, runtime (share of the reference setting's), extra_bytes (held between
-    steps beyond what the reference setting holds), metric, mean, low, high, n, and gain, gain_low,
-    gain_high, gain_n: the paired difference to flow matching at the same runtime (`at_runtime`),
-    raw, so negative is better where lower is.
+    steps beyond what the reference setting holds), metric, mean, low, high, n, spread (over
+    seeds), and gain, gain_low, gain_high, gain_n, gain_spread: the paired difference to flow
+    matching at the same runtime (`at_runtime`), raw, so negative is better where lower is.
     """
     settings = _settings(frame, runtimes)
     higher = {metric.name: metric.higher_is_better for metric in metrics}
     rows = []
-    for (task, metric), quality in per_prompt(frame).groupby(["task", "metric"], sort=False):
+    for (task, metric), quality in per_video(frame).groupby(["task", "metric"], sort=False):
         quality = quality.droplevel(["task", "metric"])
         about = settings.loc[task]
         fm = about.index[(about["method"] == BASELINE) & about.index.isin(quality.index)]
         for label, values in quality.iterrows():
-            gain = NOTHING
+            mine, gain = by_prompt(values.to_numpy(), quality), NOTHING
             if label not in fm and len(fm):
                 baseline = at_runtime(
                     about.loc[fm, "runtime_s"].to_numpy(),
@@ -44,11 +45,11 @@ def summarise(
                     about.loc[label, "runtime_s"],
                     higher[metric.split(".")[0]],  # parts of a metric go its way
                 )
-                gain = paired(values.to_numpy(), baseline, seed)
+                gain = paired(mine, by_prompt(baseline, quality), seed)
             rows.append(
                 {"task": task, "label": label, **about.loc[label], "metric": metric}
-                | _columns(("mean", "low", "high", "n"), bootstrap(values.to_numpy(), seed))
-                | _columns(("gain", "gain_low", "gain_high", "gain_n"), gain)
+                | dict(zip(MEAN, astuple(bootstrap(mine, seed)), strict=True))
+                | dict(zip(GAIN, astuple(gain), strict=True))
             )
     return pd.DataFrame(rows)
 
@@ -63,6 +64,7 @@ def _settings(frame: pd.DataFrame, runtimes: Runtimes) -> pd.DataFrame:
     groups = frame.groupby(SETTING, sort=False)
     settings = groups[ABOUT].first()
     settings["prompts"] = groups["prompt_id"].nunique()
+    settings["seeds"] = groups["seed"].nunique()
     settings["active_fraction"] = groups["active_fraction"].mean()
     settings["nfe"] = groups["nfe"].agg(_per_branch)
     settings = settings.join(runtimes.table)
@@ -78,7 +80,3 @@ def _per_branch(forwards: Iterable[Mapping[str, float]]) -> str:
     """Means over videos, in the order of the branches, as in: 20 + 12.5."""
     table = pd.DataFrame(list(forwards))
     return " + ".join(f"{mean:.4g}" for mean in table.mean())
-
-
-def _columns(names: tuple[str, str, str, str], estimate: Estimate) -> dict[str, Any]:
-    return dict(zip(names, astuple(estimate), strict=True))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis.metrics.base import Metric
-from analysis.stats import Estimate
-from analysis.summary import select
+from analysis.stats import NOTHING, Estimate
+from analysis.summary import GAIN, MEAN, select
 
 if TYPE_CHECKING:
     import rich.table
@@ -32,6 +32,7 @@ LATEX = str.maketrans(
         "\N{DOWNWARDS ARROW}": r"$\downarrow$",
         "\N{GREEK CAPITAL LETTER DELTA}": r"$\Delta$",
         "\N{MINUS SIGN}": "$-$",
+        "\N{PLUS-MINUS SIGN}": r"$\pm$",
         MISSING: "--",
     }
 )
@@ -115,7 +116,7 @@ def gains(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, baseline:
             Entry(label, number=False),
             Entry(percent(lines["runtime"].iloc[0])),
             *(
-                difference(_estimate(lines.set_index("metric"), metric.name, "gain"), metric)
+                difference(_estimate(lines.set_index("metric"), metric.name, GAIN), metric)
                 for metric in metrics
             ),
         )
@@ -173,11 +174,14 @@ def megabytes(size: float) -> str:
 
 
 def interval(estimate: Estimate, signed: bool = False) -> str:
-    """ "mean [low, high]", the mean alone below two prompts."""
-    if not math.isfinite(estimate.low):
-        return number(estimate.mean, signed)
-    bounds = ", ".join(number(bound, signed) for bound in (estimate.low, estimate.high))
-    return f"{number(estimate.mean, signed)} [{bounds}]"
+    """ "mean [low, high] ± spread", without what takes more than one prompt or seed."""
+    text = number(estimate.mean, signed)
+    if math.isfinite(estimate.low):
+        bounds = ", ".join(number(bound, signed) for bound in (estimate.low, estimate.high))
+        text += f" [{bounds}]"
+    if math.isfinite(estimate.spread):
+        text += f" \N{PLUS-MINUS SIGN} {number(estimate.spread)}"
+    return text
 
 
 def markdown(tables: Iterable[Table]) -> str:
@@ -273,10 +277,6 @@ def _relative(about: pd.Series) -> str:
     return f"{percent(about['runtime'])} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _estimate(cells: pd.DataFrame, metric: str, prefix: str = "mean") -> Estimate:
+def _estimate(cells: pd.DataFrame, metric: str, columns: Sequence[str] = MEAN) -> Estimate:
     """Read back what `summary` wrote; missing where the setting has no such row."""
-    if metric not in cells.index:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    row = cells.loc[metric]
-    bounds = ("low", "high", "n") if prefix == "mean" else ("gain_low", "gain_high", "gain_n")
-    return Estimate(*(row[name] for name in (prefix, *bounds)))
+    return Estimate(*cells.loc[metric][list(columns)]) if metric in cells.index else NOTHING

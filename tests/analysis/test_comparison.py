@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import comparison
@@ -61,6 +62,25 @@ def test_methods_are_compared_at_the_measured_runtime_of_hsa(frame) -> None:
     runtimes.table.loc[("t2v", "HSA-25"), "runtime_s"] *= 1.3  # 36 %: too far away
     found = compared(frame, summarise(frame, runtimes, synthetic.METRICS), 0.25)
     assert found.runtime == 0.25 and found.reached["hsa"].n == 0
+
+
+def test_seeds_are_paired_and_their_spread_is_told(frame) -> None:
+    """The second seed is 2 dB better for all methods: a spread of the values, none of the lead."""
+    frame = frame[frame["metric"] == "psnr"]
+    both = pd.concat([frame, frame.assign(seed=1, value=frame["value"] + 2.0)])
+    once, twice = (
+        compared(f, summarise(f, synthetic.runtimes(("t2v",)), [PSNR()]), 0.5)
+        for f in (frame, both)
+    )
+    for name, reached in twice.reached.items():
+        assert reached.mean == pytest.approx(once.reached[name].mean + 1.0)
+        assert reached.high - reached.low == pytest.approx(
+            once.reached[name].high - once.reached[name].low
+        )
+        assert reached.spread == pytest.approx(np.sqrt(2))
+    for name, lead in twice.lead.items():
+        assert lead.mean == pytest.approx(once.lead[name].mean)
+        assert lead.spread == pytest.approx(0, abs=1e-9)
 
 
 def test_without_hsa_there_is_no_lead(frame) -> None:

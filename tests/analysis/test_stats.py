@@ -55,6 +55,67 @@ def test_pairs_need_both_sides() -> None:
     assert (estimate.mean, estimate.n) == (1.0, 1)
 
 
+def videos(rng, prompts: int, seeds: int, by_prompt=0.0, by_seed=0.0, rest=0.0) -> np.ndarray:
+    """(P, S) around 3 with standard deviations of the prompts, of the seeds, and of each video."""
+    shared = rng.normal(0, by_prompt, (prompts, 1)) + rng.normal(0, by_seed, (1, seeds))
+    return 3 + shared + rng.normal(0, rest, (prompts, seeds))
+
+
+@pytest.mark.parametrize(("by_prompt", "rest"), [(2.0, 1.0), (1.0, 4.0), (0.0, 2.0)])
+def test_interval_over_several_seeds_covers_the_true_mean(by_prompt, rest) -> None:
+    """Whatever share of the variance is the prompts' and whatever the seeds'."""
+    rng = np.random.default_rng(4)
+    made = (videos(rng, 40, 5, by_prompt, rest=rest) for _ in range(1000))
+    covered = np.mean([e.low <= 3.0 <= e.high for e in map(bootstrap, made)])
+    assert 0.92 <= covered <= 0.97
+
+
+@pytest.mark.parametrize(("by_prompt", "rest"), [(2.0, 1.0), (1.0, 4.0), (0.0, 2.0)])
+def test_interval_over_several_seeds_has_the_width_of_the_variance_components(
+    by_prompt, rest
+) -> None:
+    """The mean's variance is by_prompt^2 / P + rest^2 / (P S); prompts are the clusters."""
+    rng = np.random.default_rng(5)
+    widths = [
+        estimate.high - estimate.low
+        for estimate in (bootstrap(videos(rng, 200, 5, by_prompt, rest=rest)) for _ in range(20))
+    ]
+    expected = 2 * 1.96 * np.sqrt(by_prompt**2 / 200 + rest**2 / 1000)
+    assert np.mean(widths) == pytest.approx(expected, rel=0.03)
+
+
+def test_spread_is_that_of_the_seeds_whatever_the_prompts_are() -> None:
+    """The variance of a seed's mean is by_seed^2 + rest^2 / P."""
+    rng = np.random.default_rng(6)
+    made = (videos(rng, 50, 5, by_prompt=30.0, by_seed=0.5, rest=2.0) for _ in range(500))
+    variance = np.mean([bootstrap(values).spread ** 2 for values in made])
+    assert variance == pytest.approx(0.5**2 + 2.0**2 / 50, rel=0.1)
+
+
+def test_spread_compares_seeds_on_the_same_prompts() -> None:
+    values = np.array([[1.0, 3.0], [11.0, 13.0], [90.0, np.nan]])
+    assert bootstrap(values).spread == pytest.approx(np.sqrt(2))
+    assert bootstrap(values).mean == pytest.approx((2 + 12 + 90) / 3)
+    assert bootstrap(np.column_stack([values, [np.nan] * 3])) == bootstrap(values)  # not made yet
+    assert np.isnan(bootstrap(values[:, :1]).spread) and np.isnan(bootstrap(values[2:]).spread)
+
+
+def test_one_seed_is_a_column() -> None:
+    values = np.random.default_rng(7).normal(size=9)
+    assert repr(bootstrap(values)) == repr(bootstrap(values[:, None]))
+
+
+def test_pairs_share_prompt_and_seed() -> None:
+    """What both sides have in common goes, and a seed that one side lacks does not tilt them."""
+    rng = np.random.default_rng(8)
+    common = videos(rng, 30, 4, by_prompt=5.0, by_seed=5.0, rest=5.0)
+    better = common + 1.5
+    better[3, 2] = common[7, 0] = np.nan
+    found = paired(better, common)
+    assert (found.mean, found.low, found.high, found.n) == pytest.approx((1.5, 1.5, 1.5, 30))
+    assert found.spread == pytest.approx(0, abs=1e-12)
+
+
 RUNTIME = np.array([1.0, 2.0, 4.0])
 QUALITY = np.array([[10.0, 20.0, 30.0], [0.0, 8.0, 16.0]])  # (P, K)
 

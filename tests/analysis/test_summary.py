@@ -38,8 +38,11 @@ def test_seeds_are_averaged_within_a_prompt() -> None:
     row = made[(made["label"] == "HSA-25") & (made["metric"] == "psnr")].iloc[0]
     once = summarise(frame, synthetic.runtimes(), synthetic.METRICS)
     expected = once[(once["label"] == "HSA-25") & (once["metric"] == "psnr")].iloc[0]
-    assert row["n"] == synthetic.PROMPTS
+    assert row["n"] == synthetic.PROMPTS and row["seeds"] == 2
     assert row["mean"] == pytest.approx(expected["mean"] + 1.0)
+    assert row["spread"] == pytest.approx(np.sqrt(2)) and np.isnan(expected["spread"])
+    assert row["gain"] == pytest.approx(expected["gain"])
+    assert row["gain_spread"] == pytest.approx(0, abs=1e-9)
 
 
 def test_gain_is_the_distance_to_the_flow_matching_line(summary) -> None:

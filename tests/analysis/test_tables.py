@@ -97,6 +97,7 @@ def test_numbers(value: float, text: str) -> None:
 def test_intervals() -> None:
     assert tables.interval(Estimate(30.0, 29.0, 31.5, 4)) == "30.00 [29.00, 31.50]"
     assert tables.interval(Estimate(30.0, np.nan, np.nan, 1)) == "30.00"
+    assert tables.interval(Estimate(30.0, 29.0, 31.5, 4, 0.25)) == "30.00 [29.00, 31.50] ± 0.250"
     assert tables.interval(Estimate(np.nan, np.nan, np.nan, 0)) == "\N{EN DASH}"
     assert tables.interval(Estimate(1.0, -0.5, 2.0, 3), signed=True) == (
         "+1.000 [\N{MINUS SIGN}0.500, +2.000]"
