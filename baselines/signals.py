@@ -242,7 +242,7 @@ def cached_update_error(pipe: DiffusionPipeline, request: Request, schedule: Sch
 
 
 def as_tokens(latents: Tensor, grid: Grid) -> Tensor:
-    """Latents as tokens with all their pixels, (B, N, C); zeros for given frames left out of them."""
+    """Latents as tokens with all their pixels, (B, N, C); given frames left out are zeros."""
     if latents.ndim == 5:
         patches = latents.unflatten(4, (grid[2], -1)).unflatten(3, (grid[1], -1))
         latents = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
