@@ -1,17 +1,22 @@
 """Which method serves which pipeline, found by asking each: `python -m tests.baselines.support`.
 
-Writes the table between the marks in README.md.
+Writes the table between the marks in README.md, with what each method costs where
+`hsa-bench bench methods` has measured that.
 """
 
+import csv
 import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
+from analysis.tables import MISSING, megabytes, percent
 from tests.baselines import cases
 from tests.baselines.cases import MEASURED, METHODS, PIPELINES
 
 README = Path("README.md")
+COSTS = Path("docs/results/bench_methods/table.csv")
 BEGIN, END = "<!-- support: python -m tests.baselines.support -->", "<!-- end of support -->"
 COLUMNS = {
     "wan_t2v": "Wan 2.1 T2V",
@@ -55,12 +60,32 @@ def table(serves: Callable[[str, str], bool] = serves) -> str:
             return "refused"
         return "calibrated" if name in MEASURED and pipeline.startswith("ltx2") else "yes"
 
+    measured = costs()
     titles = ["method", "implementation", *COLUMNS.values()]
+    titles += ["extra memory (MB)", "overhead"] if measured else []
     rows = [titles, ["---"] * len(titles)]
     for name in METHODS:
         cells = [cell(pipeline, name) for pipeline in PIPELINES]
+        cells += measured.get(name, (MISSING, MISSING)) if measured else ()
         rows.append([f"`{name}`", cases.method(name).implementation, *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def costs() -> dict[str, tuple[str, str]]:
+    """method -> memory held between steps and runtime of a run that skips nothing, both beyond
+    flow matching's on the embedded model; empty where nothing was measured.
+    """
+    if not COSTS.is_file():
+        return {}
+    with COSTS.open() as file:
+        rows = [row for row in csv.DictReader(file) if not row["refusal"]]
+    return {
+        row["label"]: (
+            megabytes(int(row["extra_bytes"])),
+            percent(median(map(float, row["neutral"].split())) - 1),
+        )
+        for row in rows
+    }
 
 
 def written() -> str:
