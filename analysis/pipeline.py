@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis import comparison, figures, literature, report, report_media, report_settings, tables
+from analysis import comparison, literature, report, report_media, report_settings, tables
+from analysis.figures.base import Plot, Results, save
 from analysis.frame import Runtimes, origin, runtimes, tidy
 from analysis.metrics.base import Metric
 from analysis.metrics.vbench import VBench, scorecard
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from experiments.config import Config
     from experiments.plan import Plan
     from experiments.store import Store
-
-FRONTIER_CAPTION = (
-    "Quality against measured runtime; up is better in every panel. Settings that none beats in "
-    "both are named, the others faded. Bars: 95 % bootstrap intervals over prompts."
-)
 
 
 @dataclass(frozen=True)
@@ -48,10 +44,12 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
 
     Raises:
         ValueError: none of the plan's videos is in the store.
+        UserError: a figure is set to show what the plan does not have.
     """
     from experiments.config import build
 
     built = [build(node, f"metric.{name}") for name, node in cfg.metric.items()]
+    plots = [build(node, f"figure.{name}") for name, node in cfg.figure.items()]
     wanted = [part for metric in built for part in metric.parts()]
     metrics = available(wanted)
     frame = tidy(plan, store, metrics)
@@ -79,7 +77,7 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     _write(out_dir / "table.tex", tables.latex(results + benched + gains + compared))
     _write(out_dir / "table.csv", summary.to_csv(index=False, lineterminator="\n"))
     _write(out_dir / "comparison.md", tables.markdown(compared))
-    drawn = _figures(summary, metrics, out_dir)
+    drawn = _figures(plots, Results(plan, store, frame, summary, built, metrics), out_dir)
     page = report.render(
         title=cfg.name,
         subtitle=note,
@@ -119,17 +117,12 @@ def _vbench(vbench: VBench, plan: Plan, store: Store, out_dir: Path) -> list[Tab
     return scorecard.tables(cards)
 
 
-def _figures(
-    summary: pd.DataFrame, metrics: Sequence[Metric], out_dir: Path
-) -> list[report.Figure]:
-    drawings = {"frontier": (lambda: figures.frontier(summary, metrics), FRONTIER_CAPTION)}
-    for method, rows in figures.sweeps(summary).items():
-        caption = f"Quality and runtime of {method} against {rows['parameter'].iloc[0]}."
-        drawings[f"sweep_{method}"] = (lambda rows=rows: figures.sweep(rows, metrics), caption)
+def _figures(plots: Sequence[Plot], results: Results, out_dir: Path) -> list[report.Figure]:
     made = []
-    for name, (draw, caption) in drawings.items():
-        _, svg = figures.save(draw, out_dir / name)
-        made.append(report.Figure(svg.read_bytes(), caption))
+    for plot in plots:
+        for drawing in plot.drawings(results):
+            _, svg = save(drawing.draw, out_dir / drawing.name)
+            made.append(report.Figure(svg.read_bytes(), drawing.caption))
     return made
 
 

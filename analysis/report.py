@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from analysis.figures import MARKERS, PALETTE
+from analysis.figures.base import MARKERS, PALETTE
 from analysis.metrics.base import Metric
 from analysis.tables import Table, heading
 

@@ -24,7 +24,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from experiments.errors import UserError, one_line
 
-GROUPS = ("model", "method", "prompts", "metric", "engine", "logger", "experiment")
+GROUPS = ("model", "method", "prompts", "metric", "figure", "engine", "logger", "experiment")
 SWEPT = frozenset({"model", "method", "prompts"})  # groups that a grid may choose from
 UNREFERENCED = {"label": None, "target": None}  # of a setting, not of its reference
 Values = dict[str, Any]  # key with dots -> value
@@ -124,6 +124,7 @@ class Config:
     method: dict[str, Any] = MISSING
     prompts: dict[str, Any] = MISSING
     metric: dict[str, dict[str, Any]] = field(default_factory=dict)
+    figure: dict[str, dict[str, Any]] = field(default_factory=dict)
     engine: dict[str, Any] = MISSING
     logger: dict[str, Any] = MISSING
 

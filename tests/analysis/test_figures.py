@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import figures
+from analysis.figures.base import save
+from analysis.figures.frontier import frontier
+from analysis.figures.sweep import sweep, sweeps
 from analysis.metrics.latent_error import LatentError
 from analysis.metrics.psnr import PSNR
 from analysis.summary import summarise
@@ -19,9 +21,9 @@ DRAW = "import sys; from tests.analysis.test_figures import draw; draw(sys.argv[
 def draw(folder: str) -> None:
     """A frontier and a sweep, from nothing."""
     summary = summarise(synthetic.frame(("t2v",)), synthetic.runtimes(("t2v",)), synthetic.METRICS)
-    figures.save(lambda: figures.frontier(summary, [PSNR()]), Path(folder, "frontier"))
-    rows = figures.sweeps(summary)["hsa"]
-    figures.save(lambda: figures.sweep(rows, [PSNR()]), Path(folder, "sweep"))
+    save(lambda: frontier(summary, [PSNR()]), Path(folder, "frontier"))
+    rows = sweeps(summary)["hsa"]
+    save(lambda: sweep(rows, [PSNR()]), Path(folder, "sweep"))
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def summary():
 
 
 def panel(summary, metric):
-    figure = figures.frontier(summary[summary["task"] == "t2v"], [metric])
+    figure = frontier(summary[summary["task"] == "t2v"], [metric])
     return figure.axes[0]
 
 
@@ -48,7 +50,7 @@ def test_bytes_are_the_same_in_two_processes(tmp_path: Path) -> None:
 
 
 def test_a_panel_for_each_metric_and_task(summary) -> None:
-    figure = figures.frontier(summary, [PSNR(), LatentError()])
+    figure = frontier(summary, [PSNR(), LatentError()])
     titles = [ax.get_title() for ax in figure.axes]
     assert titles == ["PSNR, T2V", "PSNR, I2V", "Latent error, T2V", "Latent error, I2V"]
 
@@ -89,24 +91,24 @@ def test_the_cost_axis_is_the_measured_runtime(summary) -> None:
 
 
 def test_without_runtimes_the_figure_says_so(summary) -> None:
-    figure = figures.frontier(summary.assign(runtime_s=np.nan), [PSNR()])
+    figure = frontier(summary.assign(runtime_s=np.nan), [PSNR()])
     assert not figure.axes and "no setting has" in figure.texts[0].get_text()
 
 
 def test_sweeps_are_found_by_the_one_parameter_that_varies(summary) -> None:
-    found = figures.sweeps(summary)
+    found = sweeps(summary)
     assert set(found) == {"hsa", "teacache"}  # the mask has only two values, FM its steps
     rows = found["hsa"]
     assert set(rows["parameter"]) == {"thresholds"}
     assert rows["x"].drop_duplicates().tolist() == [0.1, 0.2, 0.3]
     two = summary.copy()
     two.loc[two["label"] == "HSA-25", "params"] = '{"thresholds": [0.3], "warmup_steps": 5}'
-    assert "hsa" not in figures.sweeps(two)
+    assert "hsa" not in sweeps(two)
 
 
 def test_a_sweep_shows_quality_and_runtime(summary) -> None:
-    rows = figures.sweeps(summary)["teacache"]
-    figure = figures.sweep(rows, [PSNR(), LatentError()])
+    rows = sweeps(summary)["teacache"]
+    figure = sweep(rows, [PSNR(), LatentError()])
     labels = [ax.get_ylabel() for ax in figure.axes[:3]]
     assert labels[0].startswith("PSNR") and labels[2] == "Runtime (s)"
     assert figure.axes[1].yaxis_inverted()
