@@ -125,13 +125,10 @@ class HSARule:
     def _allocate(self) -> None:
         """Cut the groups, after the warm-up."""
         change, value = self.change.value(), self.signal.value()
-        if self.config.fractions is None:
-            self.groups = groups_by_threshold(value, self.config.thresholds)
-        else:
-            self.groups = groups_by_fraction(value, self.config.fractions)
+        self.groups = self.cut(value)
         shares = [
             (self.groups == group).float().mean().item()
-            for group in range(len(self.config.budgets))
+            for group in range(self.schedule.num_groups)
         ]
         self.trace.expected_fraction = self.schedule.expected_fraction(shares)
         maps = {"allocation": self.groups.to(torch.int8), "velocity_change": change}
@@ -140,3 +137,9 @@ class HSARule:
         self.trace.arrays |= {
             name: tokens.unflatten(1, self.grid).cpu() for name, tokens in maps.items()
         }
+
+    def cut(self, value: Tensor) -> Tensor:
+        """Group of each token from its signal, (B, N) -> (B, N) int64."""
+        if self.config.fractions is None:
+            return groups_by_threshold(value, self.config.thresholds)
+        return groups_by_fraction(value, self.config.fractions)

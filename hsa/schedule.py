@@ -52,24 +52,32 @@ class Schedule:
         """T, the number of denoising steps."""
         return self.budgets[0]
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """T / s_k of each budget: how many steps lie between two runs."""
+        return tuple(self.steps // budget for budget in self.budgets)
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.budgets)
+
     def active_groups(self, step: int) -> tuple[int, ...]:
         """Indices of the groups that run at `step` (0-based): k with step mod (T / s_k) == 0."""
-        if step < self.warmup_steps or step >= self.steps - self.cooldown_steps:
-            return tuple(range(len(self.budgets)))
-        return tuple(
-            group for group, budget in enumerate(self.budgets) if step % (self.steps // budget) == 0
-        )
+        if self.in_window(step):
+            return tuple(range(self.num_groups))
+        return tuple(group for group, stride in enumerate(self.strides) if step % stride == 0)
+
+    def in_window(self, step: int) -> bool:
+        return step < self.warmup_steps or step >= self.steps - self.cooldown_steps
 
     def is_full(self, step: int) -> bool:
         """Whether every group runs at `step`."""
-        return len(self.active_groups(step)) == len(self.budgets)
+        return len(self.active_groups(step)) == self.num_groups
 
     def executed_steps(self) -> tuple[int, ...]:
         """How many of the T steps each group runs in, the windows included."""
         active = [self.active_groups(step) for step in range(self.steps)]
-        return tuple(
-            sum(group in groups for groups in active) for group in range(len(self.budgets))
-        )
+        return tuple(sum(group in groups for groups in active) for group in range(self.num_groups))
 
     def expected_fraction(self, fractions: Sequence[float]) -> float:
         """Mean over the steps of the share of active tokens, for groups of these shares.
