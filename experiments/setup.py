@@ -34,6 +34,7 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DETECTRON2 = (
     "git+https://github.com/facebookresearch/detectron2@02b5c4e295e990042a714712c21dc79b731e8833"
 )
+LAST_WORDS = ("ERROR", "fatal:")  # of pip and of git
 FULL_PYTHON = "3.11"  # the newest with wheels of tokenizers 0.13.3, which transformers 4.33.2 needs
 
 
@@ -65,8 +66,12 @@ def build(folder: Path, mode: str, python: str | None = None, grit: bool = False
     The stamp is written last: an interrupted set-up is not taken for an environment.
 
     Raises:
-        UserError: no interpreter that has the packages, or pip failed.
+        UserError: the folder holds something else, no interpreter has the packages, or pip failed.
     """
+    if grit and mode == SMALL:
+        raise UserError("setup vbench small grit: the small environment has no models")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "pyvenv.cfg").is_file():
+        raise UserError(f"setup vbench folder={folder}: not empty and no virtual environment")
     lock = LOCKS / ("requirements-small.lock" if mode == SMALL else "requirements.lock")
     stamp = folder / environment.STAMP
     state = {"mode": mode, "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest()}
@@ -79,9 +84,19 @@ def build(folder: Path, mode: str, python: str | None = None, grit: bool = False
         _pip(folder, "--no-deps", "-r", str(lock))
         stamp.write_text(json.dumps(state))
     if grit:
-        if mode == SMALL:
-            raise UserError("setup vbench small grit: the small environment has no models")
-        _pip(folder, "--no-deps", "--no-build-isolation", DETECTRON2)
+        _install_detectron2(folder)
+
+
+def _install_detectron2(folder: Path) -> None:
+    command = ("--no-deps", "--no-build-isolation")
+    try:
+        _pip(folder, *command, DETECTRON2)
+    except UserError as error:
+        by_hand = " ".join([str(folder / "bin" / "python"), "-m pip install", *command, "CHECKOUT"])
+        raise UserError(
+            f"{error}; it takes github.com, git and a C++ compiler, or with a checkout of that "
+            f"commit: `{by_hand}`"
+        ) from error
 
 
 def fetch_suite() -> Path:
@@ -154,8 +169,9 @@ def _pip_command(folder: Path, *arguments: str) -> list[str]:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        last = (errors or done.stderr.strip().splitlines() or ["no output"])[-1]
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith(LAST_WORDS)]
+        last = (errors or lines or ["no output"])[-1]
         raise UserError(f"`{' '.join(command)}` failed: {last}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from analysis.metrics.vbench import suite, weights
 from analysis.metrics.vbench.weights import WeightFile
 from experiments import cli, setup
+from experiments.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,7 @@ from experiments import cli, setup
         (["vbench", "tiny"], ["tiny", "small"]),
         (["vbench", "pyhton=x"], ["pyhton", "python="]),
         (["vbench", "python=/none/python3.11"], ["Python 3.11", "python="]),
+        (["vbench", "small", "grit"], ["small", "no models"]),
     ],
 )
 def test_what_cannot_be_set_up_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):
@@ -31,9 +34,30 @@ def test_what_cannot_be_set_up_is_one_line(arguments, words, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_with_something_else_is_not_cleared(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert cli.main(["setup", "vbench", "small", f"folder={tmp_path}"]) == 2
+    assert "no virtual environment" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "output, reason",
+    [
+        ("error: subprocess-exited-with-error\n  fatal: no such host\nnote: not pip's", "fatal"),
+        ("ERROR: no matching distribution\nnote: more", "ERROR: no matching"),
+        ("what else\n", "what else"),
+    ],
+)
+def test_of_a_failed_command_the_line_that_says_why_is_shown(output, reason):
+    script = f"import sys; sys.exit(sys.stderr.write({output!r}))"
+    with pytest.raises(UserError, match=f"failed: {reason}"):
+        setup._run([sys.executable, "-c", script])
+
+
 def pins(name: str) -> dict[str, str]:
     lines = (setup.LOCKS / name).read_text().splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
+    return dict(re.split("={2,3}", line) for line in lines if not line.startswith("#"))
 
 
 def version(text: str) -> tuple[int, ...]:

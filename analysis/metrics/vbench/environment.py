@@ -100,7 +100,7 @@ class Environment:
         return missing + weights.lacks(DIMENSIONS[dimension].weights, self.weights)
 
     def account(self, dimension: str) -> str | None:
-        """The same in one short line, files by their names only; None if it is ready."""
+        """The same in one short line, files by their paths only; None if it is ready."""
         files = weights.missing(DIMENSIONS[dimension].weights, self.weights)
         named = [f"weights {', '.join(files)}"] if files else []
         return "; ".join(self.uninstalled(dimension) + named) or None

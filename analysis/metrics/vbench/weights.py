@@ -157,8 +157,8 @@ def lacks(names: tuple[str, ...], folder: Path) -> list[str]:
 
 
 def missing(names: tuple[str, ...], folder: Path) -> list[str]:
-    """Names of the files that are missing or wrong."""
-    return [Path(FILES[name].path).name for name in names if FILES[name].lack(folder)]
+    """Where in the folder files are missing or wrong."""
+    return [FILES[name].path for name in names if FILES[name].lack(folder)]
 
 
 def download(folder: Path) -> Iterator[str]:
