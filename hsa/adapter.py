@@ -18,6 +18,9 @@ from hsa.kv_cache import HostCache, LayerCache, Transfers
 class Branch:
     """Memory of one guidance branch of one expert: K/V and velocity, each token's latest.
 
+    What the rows that run attend to is up to the caches, and which rows run to the forward: a
+    subclass that makes others of either is another attention context than HSA's.
+
     Args:
         kv_dtype, kv_device: as in `HSAConfig`.
 
@@ -35,12 +38,18 @@ class Branch:
 
     def cache(self, layer: nn.Module) -> LayerCache:
         if layer not in self.caches:
-            self.caches[layer] = (
-                LayerCache(self.fp8)
-                if self.transfers is None
-                else HostCache(self.transfers, self.fp8)
-            )
+            self.caches[layer] = self.new_cache()
         return self.caches[layer]
+
+    def new_cache(self) -> LayerCache:
+        """The memory of one layer, before its first forward."""
+        if self.transfers is None:
+            return LayerCache(self.fp8)
+        return HostCache(self.transfers, self.fp8)
+
+    def new_forward(self, rows: Rows | None, step: int, name: str, copies: int) -> "Forward":
+        """The forward that starts, with these rows due."""
+        return Forward(self, rows, step, name, copies)
 
 
 class Forward:
@@ -72,6 +81,8 @@ class Forward:
         if self.rows is None:
             self.branch.velocity = fresh
         else:
+            # A copy, so that a rule can compare it with the one before.
+            self.branch.velocity = self.branch.velocity.clone()
             self.rows.put(self.branch.velocity, fresh)
         return self.branch.velocity
 

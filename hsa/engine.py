@@ -51,6 +51,7 @@ def token_sampler(
     pipe: DiffusionPipeline,
     make_rule: Callable[[CachedEuler, Trace], TokenRule],
     kv_policy: tuple[str, str] = ("model", "model"),
+    make_branch: Callable[..., Branch] = Branch,
 ) -> Iterator[Trace]:
     """Run the tokens that a rule names inside the block; the pipeline is as before when it ends.
 
@@ -60,6 +61,7 @@ def token_sampler(
     Args:
         make_rule: called when a video begins, with its scheduler and the trace.
         kv_policy: `kv_dtype` and `kv_device`, as in `HSAConfig`.
+        make_branch: called as `Branch` is when a guidance branch of an expert begins.
 
     Raises:
         ValueError: a transformer that is not supported, is compiled as a whole, or has a cache or
@@ -70,7 +72,8 @@ def token_sampler(
     with ExitStack() as stack:
         stack.enter_context(euler(pipe, CachedEuler))
         adapters = {name: _adapter(model, name) for name, model in experts(pipe).items()}
-        session = _Session(pipe, partial(make_rule, pipe.scheduler, trace), kv_policy)
+        rule = partial(make_rule, pipe.scheduler, trace)
+        session = _Session(pipe, rule, kv_policy, make_branch)
         stack.enter_context(record_calls(pipe, trace))
         for expert, adapter in adapters.items():
             stack.enter_context(_Expert(session, adapter, expert).installed())
@@ -80,8 +83,10 @@ def token_sampler(
 class _Video:
     """One video in the making: its rule, and the memory of its guidance branches."""
 
-    def __init__(self, rule: TokenRule, steps: int, kv_policy: tuple[str, str]) -> None:
-        self.rule, self.last, self.kv_policy = rule, steps - 1, kv_policy
+    def __init__(
+        self, rule: TokenRule, steps: int, make_branch: Callable[[torch.device], Branch]
+    ) -> None:
+        self.rule, self.last, self.make_branch = rule, steps - 1, make_branch
         self.expert: str | None = None
         self.branches: dict[str, Branch] = {}
         self.steps: dict[str, int] = {}  # last step of each branch, the measured one first
@@ -104,10 +109,10 @@ class _Video:
             self.expert, self.branches = expert, {}
         self.steps[branch] = step
         if branch not in self.branches:
-            self.branches[branch] = Branch(device, *self.kv_policy)
+            self.branches[branch] = self.make_branch(device)
         memory = self.branches[branch]
         rows = None if memory.velocity is None else self.rule.rows(step, copies)
-        return Forward(memory, rows, step, branch, copies)
+        return memory.new_forward(rows, step, branch, copies)
 
     def finish(self, forward: Forward, previous: Tensor | None) -> None:
         if self.is_first(forward.name):
@@ -124,8 +129,11 @@ class _Session:
         pipe: DiffusionPipeline,
         make_rule: Callable[[], TokenRule],
         kv_policy: tuple[str, str],
+        make_branch: Callable[..., Branch],
     ) -> None:
         self.pipe, self.make_rule, self.kv_policy = pipe, make_rule, kv_policy
+        kv_dtype, kv_device = kv_policy
+        self.make_branch = partial(make_branch, kv_dtype=kv_dtype, kv_device=kv_device)
         self.video: _Video | None = None
 
     def forget(self) -> None:
@@ -141,7 +149,7 @@ class _Session:
                     f"scheduler: {type(scheduler).__name__} was set after HSA; choices: CachedEuler"
                 )
             steps = scheduler.num_inference_steps
-            self.video = _Video(self.make_rule(), steps, self.kv_policy)
+            self.video = _Video(self.make_rule(), steps, self.make_branch)
         copies = branch_copies(self.pipe, branch)
         return self.video.start(step, branch, expert, copies, device)
 

@@ -91,8 +91,8 @@ class _RowsProcessor:
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb):
         query, key, value = _get_qkv_projections(attn, hidden_states, encoder_hidden_states)
         heads = (attn.heads, -1)
-        query = _rotate(attn.norm_q(query).unflatten(2, heads), *rotary_emb)  # (B, K, H, D)
-        key = _rotate(attn.norm_k(key).unflatten(2, heads), *rotary_emb)
+        query = rotate(attn.norm_q(query).unflatten(2, heads), *rotary_emb)  # (B, K, H, D)
+        key = rotate(attn.norm_k(key).unflatten(2, heads), *rotary_emb)
         key, value = attn.kv_cache.exchange(key, value.unflatten(2, heads))
         output = dispatch_attention_fn(
             query,
@@ -106,7 +106,7 @@ class _RowsProcessor:
         return attn.to_out[1](attn.to_out[0](output))
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate neighbouring pairs of x (B, K, H, D) by the angles of cos, sin (_, K, 1, D / 2)."""
     even, odd = x[..., ::2], x[..., 1::2]
     rotated = torch.empty_like(x)

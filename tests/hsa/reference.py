@@ -1,8 +1,8 @@
 """HSA on Wan once more, from its definition and as naively as possible: the oracle of the tests.
 
 Nothing is gathered. Every token runs through the untouched model; where a token is not active, its
-key, value and velocity are overwritten by the ones last computed while it was active. Loops and
-Python lists stand where `hsa` has tensors.
+key, value and velocity are overwritten by the ones last computed while it was active; another
+attention context overwrites something else. Loops and Python lists stand where `hsa` has tensors.
 """
 
 from contextlib import contextmanager
@@ -12,8 +12,13 @@ import torch
 PATCH = 2  # of the tiny pipelines: one token is 1 x 2 x 2 latent pixels
 
 
-def wan_latents(pipe, config, arguments):
-    """Latents (1, C, F, H, W) and the group of each token (N,) of one video sampled with HSA."""
+def wan_latents(pipe, config, arguments, context=None):
+    """Latents (1, C, F, H, W) and the group of each token (N,) of one video sampled with HSA.
+
+    `context` installs what makes the attention context, as `stale_rows_kept`; the memory that it is
+    given has the step's "sigma".
+    """
+    context = context or stale_rows_kept
     prompts = pipe.encode_prompt(
         arguments["prompt"],
         arguments["negative_prompt"],
@@ -43,8 +48,8 @@ def wan_latents(pipe, config, arguments):
             active = torch.tensor([due[group] for group in groups])
         velocity = {}
         for name, text in prompts.items():
-            old = memory[name].get("velocity")
-            with stale_rows_kept(model, active, memory[name]), torch.no_grad():
+            old, memory[name]["sigma"] = memory[name].get("velocity"), float(sigmas[i])
+            with context(model, active, memory[name]), torch.no_grad():
                 if condition is None:
                     new = model(x, t.expand(1), text, return_dict=False)[0]
                 else:

@@ -1,0 +1,78 @@
+"""HSA under another attention context: what do stale keys and values cost?
+
+An active token attends to all tokens, to most of them as they were when they last ran. Here what it
+sees of the inactive ones is varied, down to nothing and up to what a full forward would show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from baselines.base import Request, require, require_wan
+from baselines.hsa_signal import HSASignal
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from hsa.trace import Trace
+
+CONTEXTS = ("synchronised", "frozen", "invisible", "extrapolated", "refreshed", "fresh")
+
+
+@dataclass(frozen=True)
+class HSAContext(HSASignal):
+    """HSA whose active tokens see the keys and values of inactive ones by ``context``:
+
+    * synchronised: those of the step in which each token last ran, as in the paper;
+    * frozen: those of the last step in which every token ran. Fresh ones are seen in the step that
+      computes them and then forgotten;
+    * invisible: none. Active tokens attend to active tokens alone;
+    * extrapolated: linearly in sigma, from the last two steps in which each token ran;
+    * refreshed: projected anew at every step, from each block's input when the token last ran and
+      under the running step's timestep. Neither attention nor feed-forward runs for it. Wan only;
+    * fresh: those of a full forward, which runs at every step; only active tokens' velocity is used
+      of it. The bound. The trace counts it in full, ``expected_fraction`` is the nominal cost.
+
+    A step in which every token runs is the same under all of them.
+    """
+
+    version: ClassVar[int] = 1
+    deviations: ClassVar[tuple[str, ...]] = (
+        *HSASignal.deviations,
+        "context: all but synchronised are ours",
+    )
+
+    context: str = "synchronised"
+
+    def validate(self, request: Request) -> None:
+        super().validate(request)
+        name, value = "hsa_context.context", self.context
+        require(value in CONTEXTS, name, value, f"one of {', '.join(CONTEXTS)}")
+        require(
+            value == "synchronised" or (self.kv_dtype, self.kv_device) == ("model", "model"),
+            name,
+            value,
+            "synchronised, or kv_dtype=model and kv_device=model",
+        )
+
+    def neutral(self, request: Request) -> HSAContext:
+        return replace(super().neutral(request), context="synchronised")
+
+    @contextmanager
+    def attach(self, pipe: DiffusionPipeline, request: Request) -> Iterator[Trace]:
+        from baselines.contexts import branches
+        from hsa.engine import token_sampler
+
+        self.validate(request)
+        if self.context == "refreshed":
+            require_wan(pipe, "hsa_context: context=refreshed", "or another context")
+        kv_policy = self.kv_dtype, self.kv_device
+        with (
+            self.rules(pipe, request) as make_rule,
+            branches(self.context, pipe) as make_branch,
+            token_sampler(pipe, make_rule, kv_policy, make_branch) as trace,
+        ):
+            yield trace
