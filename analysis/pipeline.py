@@ -81,7 +81,7 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     page = report.render(
         title=cfg.name,
         subtitle=note,
-        figures=drawn,
+        figures=list(drawn.values()),
         tables=results,
         details=benched + gains + compared + literature.tables(),
         metrics=metrics,
@@ -91,7 +91,8 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     )
     _write(out_dir / "index.html", page)
     sink = build(cfg.logger, "logger") if cfg.logger.get("_target_") else None
-    logged = sink.sync(cfg.name, frame, summary, store, out_dir) if sink else []
+    images = {name: out_dir / f"{name}.png" for name in drawn}
+    logged = sink.sync(cfg.name, frame, summary, store, out_dir, images) if sink else []
     return Analysis(frame, summary, results + benched, logged)
 
 
@@ -117,12 +118,12 @@ def _vbench(vbench: VBench, plan: Plan, store: Store, out_dir: Path) -> list[Tab
     return scorecard.tables(cards)
 
 
-def _figures(plots: Sequence[Plot], results: Results, out_dir: Path) -> list[report.Figure]:
-    made = []
+def _figures(plots: Sequence[Plot], results: Results, out_dir: Path) -> dict[str, report.Figure]:
+    made = {}
     for plot in plots:
         for drawing in plot.drawings(results):
             _, svg = save(drawing.draw, out_dir / drawing.name)
-            made.append(report.Figure(svg.read_bytes(), drawing.caption))
+            made[drawing.name] = report.Figure(svg.read_bytes(), drawing.caption)
     return made
 
 

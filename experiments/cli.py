@@ -28,6 +28,7 @@ from experiments.store import Store, StoreError
 
 if TYPE_CHECKING:
     from analysis.metrics.base import Metric
+    from analysis.pipeline import Analysis
     from analysis.tables import Table as ResultTable
     from experiments.engines import Engine
     from experiments.execute import Worker
@@ -40,6 +41,7 @@ hsa-bench COMMAND [-m] [--config-dir DIR] [key=value ...]
   score      score what is stored
   table      tables, figures and report of what is stored; print the tables
   report     the same; print where the report is
+  log        the same; send to wandb what is not there yet (logger.mode=online or WANDB_MODE)
   verify     read the whole store and set aside what was altered
   doctor     check this installation
   setup      vbench [small]: make the environment that VBench runs in
@@ -197,6 +199,17 @@ def report(session: Session) -> int:
     return 0
 
 
+def log(session: Session) -> int:
+    """The runs of an experiment are one group; `analysis.wandb_sink`."""
+    logger = session.config.logger
+    if not logger.get("_target_"):
+        raise UserError("logger=none: nowhere to log to; choose logger=wandb")
+    build(logger, "logger")
+    new = _analyse(session, plan(session.experiment)).logged
+    session.console.print(f"{session.config.name}: {len(new)} new runs logged")
+    return 0
+
+
 def verify(session: Session) -> int:
     """Exit code 1 where something was altered; the next run makes it again."""
     store, problems = session.store, 0
@@ -270,6 +283,7 @@ COMMANDS: dict[str, Callable[[Session], int]] = {
     "score": score,
     "table": table,
     "report": report,
+    "log": log,
     "verify": verify,
     "doctor": show_doctor,
     "calibrate": calibrate,
@@ -305,10 +319,12 @@ def _require_weights(cells: Sequence[Cell]) -> None:
 
 
 def _with_defaults(command: str, overrides: list[str], multirun: bool) -> tuple[list[str], bool]:
-    """What a command is about where nothing is said: calibration prompts, or all methods."""
+    """What a command is about where nothing is said: calibration prompts, wandb, all methods."""
     chosen = {override.partition("=")[0] for override in overrides}
     if command == "calibrate" and "prompts" not in chosen:
         return ["prompts=calibration", *overrides], multirun
+    if command == "log" and "logger" not in chosen:
+        return ["logger=wandb", *overrides], multirun
     if command == "bench methods" and not chosen & {"method", "experiment", "grid"}:
         return [f"method={','.join(group_choices('method'))}", *overrides], True
     return overrides, multirun
@@ -411,17 +427,21 @@ def _score(session: Session, cells: Plan) -> None:
 
 
 def _report(session: Session, cells: Plan, show_tables: bool) -> None:
-    from analysis.pipeline import analyse
     from analysis.tables import terminal
 
-    out_dir = session.config.out_dir
-    if not cells.stored(session.store):
-        raise UserError(f"none of the {len(cells.cells)} videos is stored; `run` makes them")
-    analysis = analyse(session.config, cells, session.store, out_dir)
+    analysis = _analyse(session, cells)
     if show_tables:
         for results in analysis.results:
             session.console.print(terminal(results))
-    session.console.print(str(out_dir / "index.html"))
+    session.console.print(str(session.config.out_dir / "index.html"))
+
+
+def _analyse(session: Session, cells: Plan) -> Analysis:
+    from analysis.pipeline import analyse
+
+    if not cells.stored(session.store):
+        raise UserError(f"none of the {len(cells.cells)} videos is stored; `run` makes them")
+    return analyse(session.config, cells, session.store, session.config.out_dir)
 
 
 def _console() -> Console:

@@ -24,6 +24,8 @@ def read(path: Path) -> dict[str, Any]:
             found |= {"id": run.run_id, "name": run.display_name, "group": run.run_group}
             found |= {"project": run.project, "job_type": run.job_type}
             found["config"] |= _items(run.config.update)
+        elif kind == "config":
+            found["config"] |= _items(record.config.update)
         elif kind == "history":
             found["history"] |= _items(record.history.item)
         elif kind == "exit":
