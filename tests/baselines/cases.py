@@ -23,6 +23,7 @@ ON_RANDOM_WEIGHTS = {
     "sencache_embedded": {"threshold": 2.0},
     "teacache": {"threshold": 2.0},
     "teacache_embedded": {"threshold": 2.0},
+    "teacache_protected": {"threshold": 2.0},
     "teacache_ret": {"threshold": 2.0},
 }
 # What has to be measured on LTX-2 before a method can run, by `hsa-bench calibrate`.
