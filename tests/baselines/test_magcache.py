@@ -40,6 +40,39 @@ def test_masks_of_the_released_recipes(model, threshold, limit, retention, expec
     assert mask(method, len(expected), branch=branch) == expected
 
 
+def released(model: str, threshold: float, limit: int, retention: float) -> dict[str, str]:
+    """The authors' rule on their own terms: calls that alternate between cond and uncond."""
+    ratios = [1.0, 1.0, *OFFICIAL[model]]
+    error, skipped, product = [0.0, 0.0], [0, 0], [1.0, 1.0]
+    computed = ["", ""]
+    for cnt in range(len(ratios)):
+        branch = cnt % 2
+        skip = False
+        if cnt >= int(len(ratios) * retention):
+            product[branch] *= ratios[cnt]
+            skipped[branch] += 1
+            error[branch] += abs(1 - product[branch])
+            skip = error[branch] < threshold and skipped[branch] <= limit
+            if not skip:
+                error[branch], skipped[branch], product[branch] = 0.0, 0, 1.0
+        computed[branch] += "10"[skip]
+    return dict(zip(("cond", "uncond"), computed, strict=True))
+
+
+@pytest.mark.parametrize("model", [name for name in OFFICIAL if "a14b" not in name])
+@pytest.mark.parametrize(
+    "recipe", [(0.12, 2, 0.2), (0.12, 4, 0.2), (0.24, 6, 0.2), (0.02, 3, 0.2), (0.06, 2, 0.2)]
+)
+def test_replays_every_released_model(model, recipe):
+    """T2V slow and fast, 14B, VACE, TI2V: each recipe on each model that is one expert."""
+    expected = released(model, *recipe)
+    method = MagCache(model, *recipe)
+    assert {branch: mask(method, len(expected[branch]), branch=branch) for branch in expected} == (
+        expected
+    )
+    assert 0 < expected["cond"].count("0") < len(expected["cond"])
+
+
 def test_masks_of_two_experts():
     """Wan 2.2 at its own shift: 26 of 40 steps, or 15, before the switch."""
     t2v = MagCache("wan2.2-t2v-a14b", 0.06, 2, 0.4)

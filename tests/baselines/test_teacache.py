@@ -48,7 +48,7 @@ def official_calls(embeddings, coefficients, thresh, use_ret_steps) -> list[bool
     return computed
 
 
-@pytest.mark.parametrize("pipeline", ["wan_t2v", "ti2v_t2v", "ti2v_i2v"])
+@pytest.mark.parametrize("pipeline", ["wan_t2v", "wan_i2v", "ti2v_t2v", "ti2v_i2v"])
 @pytest.mark.parametrize("use_ret_steps", [False, True])
 @pytest.mark.parametrize("coefficients", ["identity", CURVED], ids=["identity", "explicit"])
 @pytest.mark.parametrize("threshold", [0.8, 2.5])
