@@ -31,7 +31,7 @@ DPI = 200
 # Okabe and Ito (2008): told apart with every common colour vision; the yellow is too pale for lines
 PALETTE = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dvp*X"
-COLOURS = "cividis"  # of maps: the same order in every colour vision, and in grey
+COLOURS = "viridis"  # of maps: the same order in every colour vision, and in grey
 FADED = 0.3
 STYLE = {
     "font.size": 7.5,
