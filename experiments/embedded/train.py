@@ -107,13 +107,11 @@ def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Ten
     return (error * weights).sum() / weights.sum()
 
 
-def optimisers(
-    model: torch.nn.Module, cfg: DictConfig, inner: str = "blocks."
-) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the `inner` layers, AdamW for all else."""
+def optimisers(model: torch.nn.Module, cfg: DictConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for all else."""
     named = list(model.named_parameters())
-    matrices = [p for n, p in named if n.startswith(inner) and p.ndim == 2]
-    rest = [p for n, p in named if not (n.startswith(inner) and p.ndim == 2)]
+    matrices = [p for n, p in named if n.startswith("blocks.") and p.ndim == 2]
+    rest = [p for n, p in named if not (n.startswith("blocks.") and p.ndim == 2)]
     return [
         torch.optim.Muon(matrices, lr=cfg.lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=cfg.lr, betas=(0.9, 0.98), weight_decay=0.0),
