@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from hsa.engine import TokenRule
+    from hsa.hook import Signal
     from hsa.schedulers import CachedEuler
     from hsa.trace import Trace
 
@@ -105,11 +106,15 @@ class HSASignal(HSA):
     ) -> Iterator[Callable[[CachedEuler, Trace], TokenRule]]:
         """What makes each video's rule; what its signal has to watch is watched meanwhile."""
         from baselines.signals import source
-        from hsa.hook import HSARule
 
-        def make_rule(scheduler: CachedEuler, trace: Trace) -> HSARule:
-            return HSARule(self.config, scheduler, trace, make_signal(scheduler))
+        def make_rule(scheduler: CachedEuler, trace: Trace) -> TokenRule:
+            return self.rule(scheduler, trace, make_signal(scheduler))
 
         steps = self.measured_steps or self.warmup_steps
         with source(self.signal, steps, self.config.schedule, pipe, request) as make_signal:
             yield make_rule
+
+    def rule(self, scheduler: CachedEuler, trace: Trace, signal: Signal) -> TokenRule:
+        from hsa.hook import HSARule
+
+        return HSARule(self.config, scheduler, trace, signal)

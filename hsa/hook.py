@@ -1,6 +1,6 @@
 """HSA on a diffusers pipeline: each token's step budget from how its velocity changes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Protocol
@@ -109,9 +109,13 @@ class HSARule:
             self._allocate()
         groups = self.schedule.active_groups(step)
         if (groups, copies) not in self._rows:
-            active = torch.isin(self.groups, self.groups.new_tensor(groups)).repeat(copies, 1)
+            active = self.active(groups).repeat(copies, 1)
             self._rows[groups, copies] = None if active.all() else Rows(active)
         return self._rows[groups, copies]
+
+    def active(self, groups: Sequence[int]) -> Tensor:
+        """(B, N) bool, the tokens that run when these groups are due."""
+        return torch.isin(self.groups, self.groups.new_tensor(groups))
 
     def measure(self, forward: Forward, previous: Tensor | None) -> None:
         """Let the signals see a forward, until the groups are cut."""
