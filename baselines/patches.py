@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class CoarsePatches(nn.Module):
         save_file(weights, path, metadata={"transformer": identity(transformer)})
 
 
-def load(path: Path, transformer: nn.Module) -> CoarsePatches:
+def load_patches(path: Path, transformer: nn.Module) -> CoarsePatches:
     """The patches of `path` on the device and in the dtype of `transformer`.
 
     Raises:
@@ -135,12 +135,14 @@ def identity(transformer: nn.Module) -> str:
 
 
 @contextmanager
-def coarse_steps(pipe: DiffusionPipeline, path: Path, coarse: Callable[[], bool]) -> Iterator[None]:
-    """Run forwards of the pipe's one transformer on the patches of `path` where `coarse()`."""
-    (transformer, *others) = experts(pipe).values()
-    for other in others:
-        load(path, other)
-    with load(path, transformer).installed(transformer, coarse):
+def coarse_steps(
+    pipe: DiffusionPipeline, path: Path, coarse: Callable[[], bool]
+) -> Iterator[None]:
+    """Run forwards of the pipe on the patches of `path` where `coarse()` says so."""
+    with ExitStack() as stack:
+        for transformer in experts(pipe).values():
+            patches = load_patches(path, transformer)
+            stack.enter_context(patches.installed(transformer, coarse))
         yield
 
 
