@@ -15,11 +15,14 @@ from hsa.trace import Trace, blocks, experts
 from tests import pipelines
 
 STEPS = (16, 40)  # the first that a method takes: settings made for 40 steps are few
-# A threshold fitted to a trained model need not skip on random weights; these do.
+# A threshold fitted to a trained model need not skip on random weights; these do. What a method can
+# do beyond its default is on.
 ON_RANDOM_WEIGHTS = {
     "easycache": {"threshold": 0.5},
     "first_block_cache": {"threshold": 0.2},
     "foresight": {"threshold": 4.0},
+    "hsa_beyond": {"regroup_every": 4, "block": [1, 2, 2], "dilation": 1, "step_interval": 1.5},
+    "hsa_context": {"context": "frozen"},
     "sencache_embedded": {"threshold": 2.0},
     "teacache": {"threshold": 2.0},
     "teacache_embedded": {"threshold": 2.0},
