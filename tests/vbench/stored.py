@@ -13,7 +13,7 @@ from analysis.metrics.vbench.weights import FILES
 from baselines.base import Request
 from baselines.flow_matching import FlowMatching
 from experiments.cell import Cell, content_key
-from experiments.config import ModelConfig
+from experiments.config import Config
 from experiments.store import Sample, Store
 
 
@@ -59,7 +59,7 @@ def cell(about: dict, reference_key: str | None = None) -> Cell:
         max_sequence_length=16,
     )
     label = about["method"]["name"]
-    return Cell(key, label, about, ModelConfig(), FlowMatching(), request, reference_key or key)
+    return Cell(key, label, about, Config(), FlowMatching(), request, reference_key or key)
 
 
 def suite_meta(prompt: str, *dimensions: str, **more: object) -> dict:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,24 @@ def test_a_small_environment_has_the_dimension_without_weights(tmp_path):
     vbench = VBench(**stored.claim_everything(tmp_path, "small"))
     assert set(lacking(vbench)) == set(QUALITY7) - {"temporal_flickering"}
     assert len(set(lacking(vbench).values())) == 1 and vbench.unavailable() is None
+
+
+@pytest.mark.parametrize("python", ["python", "/usr/bin/python3", "/none/bin/python", "/"])
+def test_another_interpreter_is_no_scorer_environment(python, tmp_path):
+    message = VBench(python=python, weights=str(tmp_path)).unavailable()
+    assert f"no scorer environment with {python}: `hsa-bench setup vbench`" in message
+
+
+def test_everything_that_is_missing_is_one_message(tmp_path):
+    settings = stored.claim_everything(tmp_path)
+    for name in ("clip_b32", "viclip"):
+        FILES[name].find(tmp_path / "weights").unlink()
+    vbench = VBench("t2v", **settings)
+    (message,) = set(lacking(vbench).values())
+    first, clip, viclip = message.splitlines()
+    assert all(name in first for name in lacking(vbench)) and "scene" not in first
+    assert FILES["clip_b32"].url in clip and FILES["viclip"].url in viclip
+    assert len(lacking(vbench)) == 4  # two dimensions for each
 
 
 def test_a_full_environment_is_ready(tmp_path):
@@ -105,43 +126,50 @@ def test_settings_are_checked():
 
 
 CHUNK = """
-import json, sys
+import json, os, sys, time
 from pathlib import Path
 request = json.loads(sys.stdin.read())
 calls = Path({calls!r})
 done = calls.read_text() if calls.exists() else ""
 calls.write_text(done + "x")
-if len(done) == {crash}:
-    sys.exit(0)
+parent = os.getppid()
+if len(done) == 1:
+    {trouble}
 rows = [{{"id": i["id"], "value": 0.9, "weight": 1}} for i in request["items"]]
 print(json.dumps({{"ok": True, "rows": rows, "failed": {{}}, "aggregate": 0.9}}))
 """
 
 
-def counting(folder: Path, crash: int) -> VBench:
-    """An environment with a worker of ours in vbench's place: it counts, and crashes once."""
+CRASH = "sys.exit(0)"
+HANG = "while os.getppid() == parent: time.sleep(0.01)"
+
+
+def counting(folder: Path, trouble: str) -> tuple[Plan, Store, VBenchDimension, Path]:
+    """Five stored videos and a worker of ours in vbench's place, for two at a time: it counts its
+    calls in a file, and has trouble at the second."""
     settings = stored.claim_everything(folder)
     calls = folder / "calls"
     script = folder / "worker.py"
-    script.write_text(CHUNK.format(calls=str(calls), crash=crash))
+    script.write_text(CHUNK.format(calls=str(calls), trouble=trouble))
     python = Path(settings["python"])
     python.unlink()
     python.write_text(f"#!/bin/sh\nexec {sys.executable} {script}\n")
     python.chmod(0o755)
-    return VBench(**settings, chunk=2)
-
-
-def test_a_crash_costs_one_chunk_and_the_next_run_makes_up_for_it(tmp_path):
-    store = Store(tmp_path / "store")
+    store = Store(folder / "store")
     abouts = [stored.inputs(f"prompt {i}") for i in range(5)]
     for i, about in enumerate(abouts):
         stored.write(store, about, stored.clip(i, 5.0, frames=2, size=16))
     plan = Plan(tuple(stored.cell(about) for about in abouts))
-    vbench = counting(tmp_path, crash=1)
-    part = VBenchDimension("temporal_flickering", vbench)
-    calls = tmp_path / "calls"
-    ticks: list[tuple[int, int]] = []
+    return plan, store, VBenchDimension("temporal_flickering", VBench(**settings, chunk=2)), calls
 
+
+def values(plan: Plan, store: Store) -> list:
+    return [record["values"] for cell in plan.cells for record in store.scores(cell.key)]
+
+
+def test_a_crash_costs_one_chunk_and_the_next_run_makes_up_for_it(tmp_path):
+    plan, store, part, calls = counting(tmp_path, CRASH)
+    ticks: list[tuple[int, int]] = []
     with pytest.warns(UserWarning, match="could not judge 2 videos.*crashed"):
         score(plan, store, [part], lambda *tick: ticks.append(tick))
     assert calls.read_text() == "xxx" and ticks[-1] == (10, 10)
@@ -149,10 +177,25 @@ def test_a_crash_costs_one_chunk_and_the_next_run_makes_up_for_it(tmp_path):
 
     score(plan, store, [part])
     assert calls.read_text() == "xxxx"
-    values = [s["values"] for cell in plan.cells for s in store.scores(cell.key)]
-    assert values == [{"vbench_temporal_flickering": 0.9}] * 5
+    assert values(plan, store) == [{"vbench_temporal_flickering": 0.9}] * 5
     score(plan, store, [part])
     assert calls.read_text() == "xxxx"
+
+
+def test_a_killed_run_goes_on_at_the_chunk_that_was_lost(tmp_path):
+    plan, store, part, calls = counting(tmp_path, HANG)
+    run = multiprocessing.get_context("fork").Process(target=score, args=(plan, store, [part]))
+    run.start()
+    while run.is_alive() and not (calls.exists() and calls.read_text() == "xx"):
+        time.sleep(0.01)
+    run.kill()
+    run.join()
+    assert run.exitcode == -signal.SIGKILL
+    assert values(plan, store) == [{"vbench_temporal_flickering": 0.9}] * 2
+
+    score(plan, store, [part])
+    assert calls.read_text() == "xxxx"
+    assert values(plan, store) == [{"vbench_temporal_flickering": 0.9}] * 5
 
 
 def test_image_to_video_is_compared_with_the_image_it_was_made_from(tmp_path):

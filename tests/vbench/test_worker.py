@@ -226,6 +226,34 @@ def test_a_crash_is_an_error_whatever_the_exit_code(script, tmp_path):
         fake(tmp_path, script).score("temporal_flickering", [])
 
 
+def test_an_interpreter_that_does_not_start_is_an_error_of_the_chunk(tmp_path):
+    environment = fake(tmp_path, "exit 0")
+    environment.python.chmod(0o644)
+    with pytest.raises(ScorerError, match="not_installed: .*Permission denied"):
+        environment.score("temporal_flickering", [])
+
+
+WATCH = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import worker
+parent = os.getpid()
+if os.fork() == 0:
+    print("watching", flush=True)
+    worker.die_with(parent)
+os.wait()
+"""
+
+
+def test_the_worker_of_a_killed_run_ends_too():
+    command = [sys.executable, "-c", WATCH, str(WORKER.parent)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "watching\n"
+    run.kill()
+    assert run.stdout.read() == ""  # which both held open
+    run.wait()
+
+
 def test_an_error_of_the_worker_has_its_code(tmp_path):
     reply = json.dumps({"ok": False, "code": "dimension_failed", "message": "out of\nmemory"})
     with pytest.raises(ScorerError, match="dimension_failed: out of memory") as caught:

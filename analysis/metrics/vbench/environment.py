@@ -7,7 +7,6 @@ JSON. What is installed there is read from its metadata; no process is started t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -68,7 +67,7 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        return self.python.parents[1]
+        return self.python.parent.parent
 
     @cached_property
     def mode(self) -> str | None:
@@ -109,7 +108,7 @@ class Environment:
         """What of `lacks` is no file of weights: at most one line."""
         needs = DIMENSIONS[dimension].needs
         if self.mode is None or not self.python.is_file():
-            return [f"no scorer environment {self.folder}: {SETUP}"]
+            return [f"no scorer environment with {self.python}: {SETUP}"]
         if needs != SMALL and self.mode == SMALL:
             return [f"{self.folder} is the small environment, without models: {SETUP}"]
         if needs == GRIT and "detectron2" not in self.versions:
@@ -167,11 +166,6 @@ class Environment:
         if not reply["ok"]:
             raise ScorerError(reply["code"], " ".join(reply["message"].split()))
         return reply
-
-
-def source_sha256() -> str:
-    """Of the worker, whose rules for reading upstream's results are part of a score."""
-    return hashlib.sha256(WORKER.read_bytes()).hexdigest()
 
 
 def _clean_environment(checkout: Path | None) -> dict[str, str]:

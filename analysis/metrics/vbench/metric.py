@@ -7,16 +7,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 from analysis.metrics.base import BatchMetric, Metric, StoredSample
-from analysis.metrics.vbench.dimensions import DIMENSIONS, FULL
+from analysis.metrics.vbench.dimensions import DIMENSIONS
 from analysis.metrics.vbench.environment import (
     DEFAULT_PYTHON,
     Environment,
     ScorerError,
-    source_sha256,
 )
 from analysis.metrics.vbench.presets import Preset, choose
 from analysis.metrics.vbench.weights import DEFAULT_FOLDER
@@ -91,6 +91,14 @@ class VBench(Metric):
         checkout = Path(self.checkout).expanduser() if self.checkout else None
         return Environment(Path(self.python), Path(self.weights).expanduser(), checkout)
 
+    @property
+    def account(self) -> str:
+        """What keeps dimensions of the preset from being scored, each thing once."""
+        lacks = {name: self.environment.lacks(name) for name in self.about.dimensions}
+        without = ", ".join(name for name, things in lacks.items() if things)
+        things = dict.fromkeys(chain.from_iterable(lacks.values()))
+        return "\n  ".join([f"VBench leaves out {without}:", *things])
+
     def parts(self) -> Sequence[VBenchDimension]:
         return tuple(VBenchDimension(name, self) for name in self.about.dimensions)
 
@@ -129,11 +137,8 @@ class VBenchDimension(BatchMetric):
         return self.settings.chunk
 
     def unavailable(self) -> str | None:
-        environment = self.settings.environment
-        lacks = environment.lacks(self.dimension)
-        if lacks and environment.mode != FULL:  # one message for all dimensions
-            return f"VBench: {lacks[0]}"
-        return f"{self.name} lacks {'; '.join(lacks)}" if lacks else None
+        lacks = self.settings.environment.lacks(self.dimension)
+        return self.settings.account if lacks else None
 
     def parameters(self) -> dict[str, Any]:
         """The scorer's identity: another version, file or device gives another score."""
@@ -146,7 +151,6 @@ class VBenchDimension(BatchMetric):
             "device": self.settings.device,
             "encoder": self.settings.encoding,
             "flavour": FLAVOUR,
-            "worker_sha256": source_sha256(),
             **self.settings.environment.identity(self.dimension),
         }
 

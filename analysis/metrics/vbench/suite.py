@@ -128,7 +128,7 @@ def _require_suite(preset: str, suite: str) -> None:
 
 
 def _installed(python: str) -> Path:
-    folder = Path(python).parents[1]
+    folder = Path(python).parent.parent
     name = SUITES["t2v"].file
     found = sorted(folder.glob(f"lib/python*/site-packages/vbench/{name}"))
     return found[0] if found else folder / name
