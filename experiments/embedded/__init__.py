@@ -52,11 +52,16 @@ def load(path: str | None = None, dtype: str = "float32") -> Model:
     return Model(name="embedded", pipelines={"t2v": t2v, "i2v": i2v})
 
 
-def prompts(split: str = "heldout", count: int | None = None) -> list[Prompt]:
+def prompts(
+    split: str = "heldout", count: int | None = None, pattern: str | None = None
+) -> list[Prompt]:
     """The first `count` captions of a split, each with a rendered first frame of its own.
 
+    Args:
+        pattern: of the floor, where only such captions are wanted.
+
     Raises:
-        ValueError: no such split, or it has fewer captions.
+        ValueError: no such split or pattern, or it has fewer captions.
     """
     import numpy as np
     from PIL import Image
@@ -64,11 +69,17 @@ def prompts(split: str = "heldout", count: int | None = None) -> list[Prompt]:
     from experiments.embedded import videos
     from experiments.prompts import Prompt
 
-    captions = videos.split(split)
+    if pattern not in (None, *videos.PATTERNS):
+        raise ValueError(f"prompts.pattern={pattern!r}: choose {', '.join(videos.PATTERNS)}")
+    captions = [
+        (index, caption)
+        for index, caption in enumerate(videos.split(split))
+        if pattern in (None, caption.pattern)
+    ]
     if count is not None and not 0 < count <= len(captions):
         raise ValueError(f"prompts.count={count}: split {split} has 1 to {len(captions)} captions")
     found = []
-    for index, caption in enumerate(captions[:count]):
+    for index, caption in captions[:count]:
         frames, _ = videos.render(caption, np.random.default_rng([7, index]), times=[0])
         image = Image.fromarray(frames[0])
         found.append(Prompt(f"{split}-{index:03d}", caption.text, image, asdict(caption)))
