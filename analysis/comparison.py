@@ -69,11 +69,14 @@ def compare(
     frame: pd.DataFrame,
     summary: pd.DataFrame,
     metrics: Sequence[Metric],
-    targets: Sequence[float] = TARGETS,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Every task, metric and target runtime, from `frame.tidy` and `summary.summarise`."""
+    """Every task, metric and target runtime, from `frame.tidy` and `summary.summarise`.
+
+    Target runtimes are those that the settings were matched to, or else `TARGETS`.
+    """
     quality = per_video(frame)
+    targets = sorted(frame["target"].dropna().unique().tolist()) or TARGETS
     return [
         _compare(task, metric, target, _measured_near(summary, task, target), methods, seed)
         for task in frame["task"].unique()
@@ -192,10 +195,11 @@ def _winners(task: str, comparisons: Sequence[Comparison]) -> Table:
 def _reached(comparisons: Sequence[Comparison]) -> Table:
     columns = {
         heading(c.metric): {
-            method: Entry(interval(estimate), method == c.best)
+            method: placed(interval(estimate), estimate.mean, top)
             for method, estimate in c.reached.items()
         }
         for c in comparisons
+        for top in [leaders((e.mean for e in c.reached.values()), c.metric.higher_is_better)]
     }
     first = comparisons[0]
     return _by_method(f"Reached {_at(first)}, {first.task.upper()}", "Method", columns)

@@ -32,12 +32,14 @@ COLUMNS = [
     "seed",
     "steps",
     "params",  # JSON of the method's parameters
+    "target",  # share of the reference's runtime that the setting was matched to; NaN: none
     "reference",  # True where fidelity is measured against this setting
     "active_fraction",
     "nfe",  # guidance branch -> full forwards that its computed rows amount to
     "metric",  # "psnr", or "prompt_adherence.colour" for a part of one
     "value",  # NaN: missing
 ]
+NUMBERS = ["value", "active_fraction", "target"]
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,16 @@ def tidy(plan: Plan, store: Store, metrics: Iterable[Metric]) -> pd.DataFrame:
         if not store.has(cell.key):
             continue
         record = store.sample(cell.key).record
-        about = _describe(record) | {"label": cell.label, "reference": cell.key in references}
+        about = _describe(record) | {
+            "label": cell.label,
+            "target": cell.config.target,
+            "reference": cell.key in references,
+        }
         scores = store.scores(cell.key)
         for metric in metrics:
             values = stored_values(cell, metric, scores)
             rows += [about | {"metric": n, "value": v} for n, v in _named(metric, values)]
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"value": float, "active_fraction": float})
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(NUMBERS, float))
 
 
 def runtimes(plan: Plan, store: Store) -> Runtimes:

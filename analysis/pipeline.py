@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +61,8 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     out_dir.mkdir(parents=True, exist_ok=True)
 
     unavailable = [metric.name for metric in wanted if metric not in metrics]
-    note = _note(frame, measured, origin(plan, store), unavailable, plan.notes)
+    made_with = origin(plan, store)
+    note = _note(frame, measured, made_with, unavailable, plan.notes)
     try:
         benched = [
             table
@@ -73,9 +74,11 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
         benched, note = [], f"{note} {error}."
     results, gains = _tables(summary, metrics, note)
     compared = comparison.tables(comparison.compare(frame, summary, metrics), summary, metrics)
+    gains, compared = (_sourced(each, measured, made_with) for each in (gains, compared))
     _write(out_dir / "table.md", tables.markdown(results + benched + gains))
     _write(out_dir / "table.tex", tables.latex(results + benched + gains + compared))
-    _write(out_dir / "table.csv", summary.to_csv(index=False, lineterminator="\n"))
+    sources = summary.assign(timed_on=measured.machine, made_with=made_with)
+    _write(out_dir / "table.csv", sources.to_csv(index=False, lineterminator="\n"))
     _write(out_dir / "comparison.md", tables.markdown(compared))
     drawn = _figures(plots, Results(plan, store, frame, summary, built, metrics), out_dir)
     page = report.render(
@@ -127,6 +130,13 @@ def _figures(plots: Sequence[Plot], results: Results, out_dir: Path) -> dict[str
     return made
 
 
+def _sourced(made: Sequence[Table], measured: Runtimes, origin: str) -> list[Table]:
+    """With hardware and versions in every caption."""
+    timed = f"Runtime measured on {measured.machine}." if measured.machine else ""
+    parts = [timed, f"Made with {origin}." if origin else ""]
+    return [replace(t, note=" ".join(filter(None, [t.note, *parts]))) for t in made]
+
+
 def _note(
     frame: pd.DataFrame,
     measured: Runtimes,
@@ -136,10 +146,11 @@ def _note(
 ) -> str:
     prompts, seeds = frame["prompt_id"].nunique(), frame["seed"].nunique()
     several = f", each averaged over {seeds} seeds" if seeds > 1 else ""
+    alike = " among the settings of one target runtime" if frame["target"].notna().any() else ""
     spread = " \N{PLUS-MINUS SIGN}: standard deviation of the seeds' means." if seeds > 1 else ""
     parts = [
         f"Means over {prompts} prompts{several}, with 95 % bootstrap intervals over prompts; best "
-        f"bold, second underlined.{spread}",
+        f"bold, second underlined{alike}.{spread}",
         "NFE: forwards of each guidance branch. Runtime: median of the denoising loop with "
         f"quartiles, measured on {measured.machine}; memory: what is held between steps."
         if measured.machine

@@ -14,7 +14,7 @@ from analysis.stats import NOTHING, at_runtime, bootstrap, paired
 BASELINE = "flow_matching"
 MEAN = ("mean", "low", "high", "n", "spread")  # columns of an Estimate
 GAIN = ("gain", "gain_low", "gain_high", "gain_n", "gain_spread")
-ABOUT = ["method", "implementation", "steps", "params", "reference"]
+ABOUT = ["method", "implementation", "steps", "params", "target", "reference"]
 
 
 def summarise(
@@ -22,12 +22,14 @@ def summarise(
 ) -> pd.DataFrame:
     """One row per task, setting and metric value, in the order of the frame.
 
-    Columns: task, label, method, implementation, steps, params, reference, prompts, seeds,
+    Columns: task, label, method, implementation, steps, params, target, reference, prompts, seeds,
     active_fraction, nfe (full forwards of each guidance branch, as text), runtime_s, runtime_low,
     runtime_high, held_bytes, runtime (share of the reference setting's), extra_bytes (held between
     steps beyond what the reference setting holds), metric, mean, low, high, n, spread (over
     seeds), and gain, gain_low, gain_high, gain_n, gain_spread: the paired difference to flow
-    matching at the same runtime (`at_runtime`), raw, so negative is better where lower is.
+    matching at the same runtime (`at_runtime`), raw, so negative is better where lower is. Then
+    higher_is_better, and rank: 1 is the best mean among the settings of the same target, equal
+    means share a rank, and what has no rival has none.
     """
     settings = _settings(frame, runtimes)
     higher = {metric.name: metric.higher_is_better for metric in metrics}
@@ -51,7 +53,7 @@ def summarise(
                 | dict(zip(MEAN, astuple(bootstrap(mine, seed)), strict=True))
                 | dict(zip(GAIN, astuple(gain), strict=True))
             )
-    return pd.DataFrame(rows)
+    return _ranked(pd.DataFrame(rows), higher)
 
 
 def select(summary: pd.DataFrame, task: str, metric: Metric) -> pd.DataFrame:
@@ -74,6 +76,15 @@ def _settings(frame: pd.DataFrame, runtimes: Runtimes) -> pd.DataFrame:
     settings["runtime"] = settings["runtime_s"] / reference["runtime_s"]
     settings["extra_bytes"] = settings["held_bytes"] - reference["held_bytes"]
     return settings
+
+
+def _ranked(rows: pd.DataFrame, higher: Mapping[str, bool]) -> pd.DataFrame:
+    """With higher_is_better and rank."""
+    up = rows["metric"].map(lambda name: higher[name.split(".")[0]])
+    score = rows["mean"].where(up, -rows["mean"])
+    rivals = score.groupby([rows["task"], rows["metric"], rows["target"]], dropna=False)
+    rank = rivals.rank(method="dense", ascending=False).where(rivals.transform("count") > 1)
+    return rows.assign(higher_is_better=up, rank=rank)
 
 
 def _per_branch(forwards: Iterable[Mapping[str, float]]) -> str:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.metrics.base import Metric
 from analysis.stats import NOTHING, Estimate
-from analysis.summary import GAIN, MEAN, select
+from analysis.summary import GAIN, MEAN
 
 if TYPE_CHECKING:
     import rich.table
@@ -50,10 +50,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
+    """`breaks`: numbers of the rows that begin a group of their own, but for the first."""
+
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     note: str = ""
+    breaks: tuple[int, ...] = ()
 
     @property
     def numeric(self) -> list[bool]:
@@ -62,19 +65,15 @@ class Table:
 
 
 def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: str = "") -> Table:
-    """Quality and cost of every setting, in the order of the plan.
+    """Quality and cost of every setting, in the order of the plan; of one target together.
 
     Cost: active fraction, forwards of each guidance branch, runtime, its share of the reference's
     with quartiles, and the memory held between steps beyond the reference's.
 
-    The best mean of a metric is bold, the second underlined; the reference setting, which has no
-    fidelity, takes part in the others.
+    The best mean of a metric among the settings of one target is bold, the second underlined; the
+    reference setting, which has no fidelity, takes part in the others.
     """
-    view = summary[summary["task"] == task]
-    top = {
-        metric.name: leaders(select(summary, task, metric)["mean"], metric.higher_is_better)
-        for metric in metrics
-    }
+    view = _by_target(summary[summary["task"] == task])
     rows = []
     for label, lines in view.groupby("label", sort=False):
         about, cells = lines.iloc[0], lines.set_index("metric")
@@ -88,21 +87,12 @@ def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: s
                 Entry(number(about["runtime_s"])),
                 Entry(_relative(about)),
                 Entry(megabytes(about["extra_bytes"])),
-                *(
-                    placed(
-                        _quality(cells, metric, about["prompts"]),
-                        _estimate(cells, metric.name).mean,
-                        top[metric.name],
-                    )
-                    for metric in metrics
-                ),
+                *(_quality(cells, metric, about["prompts"]) for metric in metrics),
             )
         )
     header = ("Method", "Implementation", "Prompts", "Active", "NFE", "Runtime (s)", "Relative")
-    header += ("Extra memory (MB)",)
-    return Table(
-        f"Quality, {task.upper()}", header + tuple(map(heading, metrics)), tuple(rows), note
-    )
+    header += ("Extra memory (MB)", *map(heading, metrics))
+    return Table(f"Quality, {task.upper()}", header, tuple(rows), note, _breaks(view))
 
 
 def gains(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, baseline: str) -> Table:
@@ -110,7 +100,7 @@ def gains(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, baseline:
 
     Bold: the whole interval lies on the better side.
     """
-    view = summary[(summary["task"] == task) & (summary["method"] != baseline)]
+    view = _by_target(summary[(summary["task"] == task) & (summary["method"] != baseline)])
     rows = tuple(
         (
             Entry(label, number=False),
@@ -127,7 +117,8 @@ def gains(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, baseline:
         "Relative",
         *(f"\N{GREEK CAPITAL LETTER DELTA} {heading(m)}" for m in metrics),
     )
-    return Table(f"Against flow matching at the same runtime, {task.upper()}", header, rows)
+    title = f"Against flow matching at the same runtime, {task.upper()}"
+    return Table(title, header, rows, breaks=_breaks(view))
 
 
 def leaders(values: Iterable[float], higher_is_better: bool = True) -> list[float]:
@@ -208,7 +199,9 @@ def terminal(table: Table) -> rich.table.Table:
     )
     for name, numeric in zip(table.header, table.numeric, strict=True):
         shown.add_column(name, justify="right" if numeric else "left")
-    for row in table.rows:
+    for number, row in enumerate(table.rows):
+        if number in table.breaks:
+            shown.add_section()
         styles = ["bold" * entry.bold or "underline" * entry.underlined for entry in row]
         shown.add_row(*(Text(e.text, style=s) for e, s in zip(row, styles, strict=True)))
     return shown
@@ -226,9 +219,12 @@ def _markdown(table: Table) -> str:
 def _latex(table: Table) -> str:
     columns = "".join("r" if numeric else "l" for numeric in table.numeric)
     marks = {"bold": r"\textbf{{{}}}", "underlined": r"\underline{{{}}}"}
-    body = (
-        [_marked(entry.text.translate(LATEX), entry, marks) for entry in row] for row in table.rows
-    )
+    body = [
+        " & ".join(_marked(entry.text.translate(LATEX), entry, marks) for entry in row) + r" \\"
+        for row in table.rows
+    ]
+    for number in reversed(table.breaks):
+        body.insert(number, r"\midrule")
     header = " & ".join(name.translate(LATEX) for name in table.header)
     note = f" {table.note.translate(LATEX)}" if table.note else ""
     return "\n".join(
@@ -240,7 +236,7 @@ def _latex(table: Table) -> str:
             r"\toprule",
             rf"{header} \\",
             r"\midrule",
-            *(" & ".join(row) + r" \\" for row in body),
+            *body,
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table*}",
@@ -259,11 +255,23 @@ def _pipes(text: str) -> str:
     return text.replace("|", r"\|")
 
 
-def _quality(cells: pd.DataFrame, metric: Metric, prompts: int) -> str:
+def _by_target(rows: pd.DataFrame) -> pd.DataFrame:
+    """Settings without a target first, then from the slowest target to the fastest."""
+    return rows.sort_values("target", ascending=False, na_position="first", kind="stable")
+
+
+def _breaks(rows: pd.DataFrame) -> tuple[int, ...]:
+    """Where the target of the settings changes."""
+    targets = rows.drop_duplicates("label")["target"].fillna(math.inf).tolist()
+    return tuple(i for i in range(1, len(targets)) if targets[i] != targets[i - 1])
+
+
+def _quality(cells: pd.DataFrame, metric: Metric, prompts: int) -> Entry:
     """Mean and interval, with the number of prompts where some have no score."""
     estimate = _estimate(cells, metric.name)
     count = f" (n={estimate.n})" if 0 < estimate.n < prompts else ""
-    return interval(estimate) + count
+    rank = cells["rank"].get(metric.name)
+    return Entry(interval(estimate) + count, bool(rank == 1), underlined=bool(rank == 2))
 
 
 def _relative(about: pd.Series) -> str:

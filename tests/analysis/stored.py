@@ -14,7 +14,7 @@ from baselines.flow_matching import FlowMatching
 from baselines.hsa import HSA
 from baselines.teacache import TeaCache
 from experiments.cell import Cell, content_key
-from experiments.config import ModelConfig
+from experiments.config import Config
 from experiments.embedded.videos import FPS, render, split
 from experiments.plan import Plan
 from experiments.store import Store
@@ -76,9 +76,7 @@ def fill(
                     store.write_timing(key, "box", {"denoise_s": seconds, "text_s": 0.1})
                 request = _request(task, caption.text, steps)
                 cells.append(
-                    Cell(
-                        key, label, inputs, ModelConfig(), method, request, reference_key=reference
-                    )
+                    Cell(key, label, inputs, Config(), method, request, reference_key=reference)
                 )
     return Plan(tuple(cells)), store
 

@@ -64,6 +64,21 @@ def test_methods_are_compared_at_the_measured_runtime_of_hsa(frame) -> None:
     assert found.runtime == 0.25 and found.reached["hsa"].n == 0
 
 
+def test_targets_of_the_grid_are_those_compared(frame, summary) -> None:
+    matched = frame.assign(target=np.where(frame["label"] == "HSA-75", 0.75, np.nan))
+    found = comparison.compare(matched, summary, [PSNR()])
+    assert [(c.target, c.runtime) for c in found] == [(0.75, pytest.approx(0.75))]
+
+
+def test_the_second_that_reaches_a_runtime_is_underlined(frame, summary) -> None:
+    found = compared(frame, summary, 0.5)
+    table = comparison.tables([found], summary, [PSNR()])[1]
+    means = sorted((e.mean, name) for name, e in found.reached.items())
+    marks = {row[0].text: (row[1].bold, row[1].underlined) for row in table.rows}
+    assert [name for name, (bold, _) in marks.items() if bold] == [means[-1][1]]
+    assert [name for name, (_, second) in marks.items() if second] == [means[-2][1]]
+
+
 def test_seeds_are_paired_and_their_spread_is_told(frame) -> None:
     """The second seed is 2 dB better for all methods: a spread of the values, none of the lead."""
     frame = frame[frame["metric"] == "psnr"]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from analysis.frame import COLUMNS, per_prompt, runtimes, tidy
+from analysis.frame import COLUMNS, per_video, runtimes, tidy
 from analysis.metrics.base import Metric
 from analysis.metrics.latent_error import LatentError
 from analysis.metrics.lpips import LPIPS
@@ -135,13 +135,13 @@ def test_the_frame_is_tidy(results) -> None:
         assert cell["active_fraction"] == record["result"]["active_fraction"]
 
 
-def test_quality_per_prompt(results) -> None:
+def test_quality_per_video(results) -> None:
     plan, store = results
-    quality = per_prompt(tidy(plan, store, stored.METRICS))
-    assert list(quality.columns) == ["heldout-0", "heldout-1"]
+    quality = per_video(tidy(plan, store, stored.METRICS))
+    assert list(quality.columns) == [("heldout-0", 0), ("heldout-1", 0)]
     key = next(c.key for c in plan.cells if c.label == "HSA 0.2" and c.task == "i2v")
     psnr = next(s for s in store.scores(key) if s["metric"] == "psnr")["values"]["psnr"]
-    assert quality.loc[("i2v", "psnr", "HSA 0.2"), "heldout-0"] == psnr
+    assert quality.loc[("i2v", "psnr", "HSA 0.2"), ("heldout-0", 0)] == psnr
 
 
 def test_runtime_is_the_median_on_the_machine_that_timed_most(small) -> None:

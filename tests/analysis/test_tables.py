@@ -169,6 +169,77 @@ def test_fewer_scores_than_prompts_are_told() -> None:
     assert psnr["HSA-25"].endswith("(n=11)") and "n=" not in psnr["HSA-50"]
 
 
+TARGETS = {
+    0.25: ["FM T=10", "HSA-25", "TeaCache 0.3", "Mask 1/4"],
+    0.5: ["FM T=20", "HSA-50", "TeaCache 0.2", "Mask 1/2"],
+}
+
+
+@pytest.fixture(scope="module")
+def matched():
+    """Two targets and the reference, which has none, in the order of the plan."""
+    targets = {label: target for target, labels in TARGETS.items() for label in labels}
+    frame = synthetic.frame(("t2v",))
+    frame = frame.assign(target=frame["label"].map(targets))
+    frame = frame[frame["target"].notna() | (frame["label"] == "FM T=40")]
+    return frame, summarise(frame, synthetic.runtimes(("t2v",)), synthetic.METRICS)
+
+
+def test_the_best_is_that_of_its_target(matched) -> None:
+    frame, summary = matched
+    table = tables.results(summary, synthetic.METRICS, "t2v")
+    means = frame.groupby(["metric", "label"])["value"].mean()
+    for metric in synthetic.METRICS:
+        column = table.header.index(tables.heading(metric))
+        cells = {row[0].text: row[column] for row in table.rows}
+        assert not cells["FM T=40"].bold and not cells["FM T=40"].underlined
+        for labels in TARGETS.values():
+            values = sorted({means[metric.name, label] for label in labels})
+            best, second = values[:-3:-1] if metric.higher_is_better else values[:2]
+            for label in labels:
+                value = means[metric.name, label]
+                marks = (cells[label].bold, cells[label].underlined)
+                assert marks == (value == best, value == second), (metric.name, label)
+
+
+def test_settings_of_a_target_stand_together(matched) -> None:
+    _, summary = matched
+    table = tables.results(summary, synthetic.METRICS, "t2v")
+    assert [row[0].text for row in table.rows] == ["FM T=40", *TARGETS[0.5], *TARGETS[0.25]]
+    assert table.breaks == (1, 5)
+    body = tables.latex([table]).split(r"\midrule")
+    assert len(body) == 4  # below the header, below the reference, between the targets
+    assert "FM T=20" in body[2] and "Mask 1/2" in body[2] and "FM T=10" in body[3]
+    shown = tables.gains(summary, synthetic.METRICS, "t2v", BASELINE)
+    assert [row[0].text for row in shown.rows] == [*TARGETS[0.5][1:], *TARGETS[0.25][1:]]
+    assert shown.breaks == (3,)
+    assert tables.markdown([table]).count("\n| ") == len(table.rows) + 2
+    Console(file=io.StringIO()).print(tables.terminal(table))
+
+
+def test_what_has_no_rival_has_no_rank(matched) -> None:
+    _, summary = matched
+    assert summary[summary["label"] == "FM T=40"]["rank"].isna().all()
+    alone = synthetic.frame(("t2v",))
+    alone = alone[alone["label"] == "HSA-25"]
+    made = summarise(alone, synthetic.runtimes(("t2v",)), synthetic.METRICS)
+    assert made["mean"].notna().all() and made["rank"].isna().all()
+
+
+def test_csv_says_what_is_best_and_which_way(matched, tmp_path) -> None:
+    import pandas as pd
+
+    _, summary = matched
+    summary.to_csv(tmp_path / "table.csv", index=False)
+    rows = pd.read_csv(tmp_path / "table.csv")
+    assert set(rows["implementation"]) == {"native", "from-paper", "official-rule"}
+    directions = rows.groupby("metric")["higher_is_better"].unique().str[0]
+    assert directions["psnr"] and not directions["latent_error"]
+    for _, group in rows.dropna(subset=["target"]).groupby(["metric", "target"]):
+        better = group["mean"].max() if group["higher_is_better"].all() else group["mean"].min()
+        assert set(group[group["rank"] == 1]["mean"]) == {better}
+
+
 def test_gains_leave_the_baseline_out(summary) -> None:
     table = tables.gains(summary, synthetic.METRICS, "i2v", BASELINE)
     labels = [row[0].text for row in table.rows]

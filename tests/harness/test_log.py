@@ -54,6 +54,19 @@ def test_a_sweep_is_one_group_with_the_numbers_of_its_table(logged):
     assert "figure/frontier/path" in found["overview"]["history"]
 
 
+def test_every_table_says_what_it_was_measured_on_and_with(collected):
+    made = collected / "sweep"
+    table = pd.read_csv(made / "table.csv")
+    (machine,), (versions,) = table["timed_on"].unique(), table["made_with"].unique()
+    assert "torch" in machine and "diffusers 0." in versions
+    captions = [line for line in (made / "table.tex").read_text().splitlines() if "caption" in line]
+    assert len(captions) > 3
+    assert all(machine in line and versions in line for line in captions)
+    titles, notes = ((made / name).read_text() for name in ("table.md", "comparison.md"))
+    for text in (titles, notes):
+        assert text.count("## ") == text.count(f"Made with {versions}.") > 0
+
+
 def test_logging_again_adds_nothing(logged, capsys):
     before = files(logged / "sweep" / "wandb")
     assert hsa_bench("log", logged, *SWEEP, UNLOADABLE) == 0
