@@ -161,7 +161,9 @@ def percent(share: float) -> str:
 
 def megabytes(size: float) -> str:
     """Of a million bytes, one decimal."""
-    return f"{size / 1e6:.1f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(size) else MISSING
+    if not math.isfinite(size):
+        return MISSING
+    return f"{round(size / 1e6, 1) + 0.0:.1f}".replace("-", "\N{MINUS SIGN}")  # no minus zero
 
 
 def interval(estimate: Estimate, signed: bool = False) -> str:

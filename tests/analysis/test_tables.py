@@ -94,6 +94,14 @@ def test_numbers(value: float, text: str) -> None:
     assert tables.number(value) == text
 
 
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(-80, "0.0"), (2.55e6, "2.5"), (-1.2e6, "\N{MINUS SIGN}1.2"), (math.nan, "–")],
+)
+def test_megabytes(size: float, text: str) -> None:
+    assert tables.megabytes(size) == text
+
+
 def test_intervals() -> None:
     assert tables.interval(Estimate(30.0, 29.0, 31.5, 4)) == "30.00 [29.00, 31.50]"
     assert tables.interval(Estimate(30.0, np.nan, np.nan, 1)) == "30.00"
