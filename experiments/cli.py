@@ -7,7 +7,7 @@ import errno
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -38,7 +38,7 @@ hsa-bench COMMAND [-m] [--config-dir DIR] [key=value ...]
 
   run        generate what is missing, time it, score it, make tables, figures and report
   plan       list the settings, what is stored and missing, and how long it will take
-  score      score what is stored
+  score      score what is stored, or with engine=shard a share of it
   table      tables, figures and report of what is stored; print the tables
   report     the same; print where the report is
   log        the same; send to wandb what is not there yet (logger.mode=online or WANDB_MODE)
@@ -185,7 +185,9 @@ def _kept(cell: Cell) -> str:
 
 
 def score(session: Session) -> int:
-    _score(session, plan(session.experiment))
+    """All of it, or the engine's share: machines that score divide the videos among themselves."""
+    cells, engine = plan(session.experiment), build(session.config.engine, "engine")
+    _score(session, replace(cells, cells=tuple(engine.share(cells.cells))))
     return 0
 
 

@@ -109,6 +109,22 @@ def test_analysis_alone_writes_no_samples(copied, capsys):
     assert str(copied / "tiny" / "index.html") in capsys.readouterr().out
 
 
+def test_shards_score_the_whole(copied):
+    store = Store(copied / "store")
+    whole = scored(store)
+    shutil.rmtree(store.root / "scores")
+    shares = []
+    for index in range(2):
+        share = ["engine=shard", f"shard={index}/2"]
+        assert hsa_bench("score", copied, TINY, UNLOADABLE, *share) == 0
+        shares.append(scored(store) - set().union(*shares))
+    assert all(shares) and set().union(*shares) == whole
+
+
+def scored(store: Store) -> set[str]:
+    return {path.parent.name for path in (store.root / "scores").rglob("*.json")}
+
+
 def test_a_wider_grid_keeps_what_is_there(copied):
     before = files(copied / "store" / "samples")
     wider = "prompts.texts=[a red circle, a blue star, a green square]"
