@@ -23,7 +23,7 @@ Rows = dict[str, dict[str, Estimate]]  # what is subtracted -> setting -> differ
 
 @dataclass(frozen=True)
 class Differences(Plot):
-    """A picture for each task, with a panel for each metric.
+    """A picture for each task, with a panel for each metric; parts of metrics have none.
 
     `against` has the label of the setting to subtract for the first words of other labels; of
     several that fit the longest counts. What fits none is left out.
@@ -42,7 +42,8 @@ class Differences(Plot):
                 choices = ", ".join(labels)
                 raise ValueError(f"figure.differences.against={unknown}: choose of {choices}")
             frame = results.frame[results.frame["task"] == task]
-            found = {m: differences(frame, m, self.against) for m in results.metrics}
+            metrics = [metric for metric in results.metrics if "." not in metric.name]
+            found = {metric: differences(frame, metric, self.against) for metric in metrics}
             draw = partial(draw_differences, {m: rows for m, rows in found.items() if rows})
             yield Drawing(by_task(results, "differences", task), caption, draw)
 
