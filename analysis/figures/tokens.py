@@ -112,9 +112,10 @@ class Allocation(TokenMaps):
         norm = Normalize(-0.5, len(budgets) - 0.5)
         sheet = self._sheet(samples, "steps", cmap=ListedColormap(shades), norm=norm)
         tokens = np.concatenate([sample.arrays[self.array].ravel() for sample in samples])
+        shares = [100 * np.mean(tokens == group) for group in range(len(budgets))]
         handles = [
-            Patch(color=shade, label=f"{budget} steps: {np.mean(tokens == group):.0%} of tokens")
-            for group, (budget, shade) in enumerate(zip(budgets, shades, strict=True))
+            Patch(color=shade, label=f"{budget} steps: {share:.0f} % of tokens")
+            for budget, shade, share in zip(budgets, shades, shares, strict=True)
         ]
         sheet.figure.legend(handles=handles, loc="lower center", ncols=len(handles))
         return sheet.figure

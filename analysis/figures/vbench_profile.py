@@ -131,7 +131,7 @@ def vbench_profile(
             x, y = places + offset, profile[label].to_numpy()
             ax.vlines(x, 100, y, look["color"], lw=0.8, zorder=2)
             ax.plot(x, y, linestyle="", mew=0, label=label, zorder=3, **look)
-        ax.set_title(f"{share:.0%} of the {measure}", loc="left")
+        ax.set_title(f"{100 * share:.0f} % of the {measure}", loc="left")
         ax.grid(axis="x", visible=False)
         ax.margins(y=0.15)
         if labels:
@@ -150,4 +150,6 @@ def _lacking(configured: Sequence[object]) -> str | None:
     vbench = next((metric for metric in configured if isinstance(metric, VBench)), None)
     if vbench is None:
         return "vbench is not among the metrics"
-    return vbench.unavailable()
+    if vbench.unavailable():
+        return "VBench can score nothing here, `hsa-bench doctor` says what it lacks"
+    return None

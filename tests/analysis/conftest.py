@@ -14,7 +14,11 @@ def config() -> Config:
     """What `analyse` reads of a configuration; LPIPS cannot be computed here."""
     lpips = {"_target_": "analysis.metrics.lpips.LPIPS", "weights": "/none/lpips.safetensors"}
     metrics = {**stored.METRIC_NODES, "lpips": lpips}
-    return Config(name="rendered", metric=metrics, logger={"_target_": None})
+    figures = {
+        name: {"_target_": f"analysis.figures.{name}.{name.capitalize()}"}
+        for name in ("frontier", "sweep")
+    }
+    return Config(name="rendered", metric=metrics, figure=figures, logger={"_target_": None})
 
 
 @pytest.fixture(scope="session")

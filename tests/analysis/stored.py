@@ -91,6 +91,7 @@ def _write(store: Store, inputs: dict, prompt: int, share: float, tokens: int | 
     if tokens:
         cells = mask.reshape(len(mask), tokens, 64 // tokens, tokens, 64 // tokens)
         arrays["allocation"] = (cells.max((2, 4)) < 0.5).astype(np.int8)
+        arrays["velocity_change"] = cells.mean((2, 4)).astype(np.float32)
     result = {"active_fraction": share, "block_calls": 480, "timing": {}, "trace": {}}
     store.write_sample(inputs, frames, arrays, FPS, result, provenance={})
 
