@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.config import TransformerConfig, load_experiment
+from analysis.figures.base import Plot
+from experiments.config import TransformerConfig, build, load_experiment
 from experiments.errors import UserError
 from experiments.estimate import (
     Costs,
@@ -43,6 +44,34 @@ def test_a_table_has_the_settings_of_the_paper_on_a_model_that_ships_too(name, m
     assert any("random weights" in note for note in planned.notes) == (model != "embedded")
     promised = [cell.method.config.expected_fraction for cell in cells[7:11]]
     assert promised == pytest.approx([0.75, 0.75, 0.5, 0.25], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "task"),
+    [
+        ("fig2", ["qkv_change"], "t2v"),
+        ("fig3", ["allocation", "frontier"], "t2v"),
+        ("fig4", ["vbench_profile"], "t2v"),
+        ("fig5", ["first_last"], "i2v"),
+        ("fig6", ["velocity_change"], "t2v"),
+    ],
+)
+def test_a_figure_names_its_pictures_and_runs_on_models_that_ship(name, pictures, task):
+    for model in ("embedded", "tiny_ltx2"):
+        experiment = table(name, f"model={model}", "limit=1")
+        figures = experiment.config.figure
+        assert list(figures) == pictures
+        assert all(isinstance(build(figures[each], each), Plot) for each in pictures)
+        assert {cell.task for cell in plan(experiment).cells} == {task}
+
+
+def test_figures_3_and_4_show_the_videos_of_table_1():
+    keys = {
+        name: {cell.key for cell in plan(table(name, "model=embedded", "limit=2")).cells}
+        for name in ("table1", "fig3", "fig4")
+    }
+    assert keys["fig3"] == keys["table1"] < keys["fig4"]
+    assert len(keys["fig4"] - keys["table1"]) == 2  # FM T=100
 
 
 def test_table_1_is_the_papers():
