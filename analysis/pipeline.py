@@ -16,6 +16,7 @@ from analysis.figures.base import Plot, Results, save
 from analysis.frame import Runtimes, origin, runtimes, tidy
 from analysis.metrics.base import Metric
 from analysis.metrics.vbench import VBench, scorecard
+from analysis.metrics.vbench.metric import VBenchDimension
 from analysis.score import available
 from analysis.summary import BASELINE, summarise
 from analysis.tables import MISSING, Table
@@ -72,8 +73,10 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
         ]
     except ValueError as error:  # settings that must not stand beside each other
         benched, note = [], f"{note} {error}."
-    results, gains = _tables(summary, metrics, note)
-    compared = comparison.tables(comparison.compare(frame, summary, metrics), summary, metrics)
+        metrics = [metric for metric in metrics if not isinstance(metric, VBenchDimension)]
+    tabled = [metric for metric in metrics if not _has_its_own_table(metric)]
+    results, gains = _tables(summary, tabled, note)
+    compared = comparison.tables(comparison.compare(frame, summary, tabled), summary, tabled)
     gains, compared = (_sourced(each, measured, made_with) for each in (gains, compared))
     _write(out_dir / "table.md", tables.markdown(results + benched + gains))
     _write(out_dir / "table.tex", tables.latex(results + benched + gains + compared))
@@ -106,6 +109,11 @@ def _tables(
     results = [tables.results(summary, metrics, task, note) for task in tasks]
     gains = [tables.gains(summary, metrics, task, BASELINE) for task in tasks]
     return results, [table for table in gains if table.rows]
+
+
+def _has_its_own_table(metric: Metric) -> bool:
+    """On VBench's prompts a dimension counts when it is complete, with weights of its own."""
+    return isinstance(metric, VBenchDimension) and metric.settings.about.suite is not None
 
 
 def _vbench(vbench: VBench, plan: Plan, store: Store, out_dir: Path) -> list[Table]:

@@ -40,7 +40,7 @@ def inputs(
 
 def write(store: Store, about: dict, frames: np.ndarray, fps: int = 8) -> Sample:
     latents = {"latents": np.zeros((1, 1, 1, 1), np.float32)}
-    result = {"active_fraction": 1.0}
+    result = {"active_fraction": 1.0, "trace": {}}
     return store.write_sample(about, frames, latents, fps, result, {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import pytest
 from analysis.metrics.vbench import VBench, aggregate, scorecard
 from analysis.metrics.vbench.dimensions import DIMENSIONS, QUALITY7
 from analysis.metrics.vbench.presets import PRESETS
+from analysis.pipeline import analyse
 from analysis.score import _identity
 from analysis.stats import paired
 from analysis.tables import markdown
+from experiments.config import load_experiment
 from experiments.plan import Plan
 from experiments.store import Store
 from tests.vbench import stored
@@ -182,6 +185,24 @@ def test_different_protocols_share_no_table(tmp_path):
     bench.score()
     with pytest.raises(ValueError, match="FM and fast cannot share a table, their fps differ"):
         scorecard.tables(bench.cards())
+    assert "their fps differ: 16 and 8" in (text := written(bench, tmp_path / "out"))
+    assert "| FM |" in text and "flickering" not in text
+
+
+def written(bench: Bench, out: Path) -> str:
+    """table.md of the whole analysis."""
+    names = ("preset", "python", "weights")
+    settings = [f"metric.vbench.{name}={getattr(bench.vbench, name)}" for name in names]
+    overrides = ["metric=[vbench]", "figure=[]", *settings]
+    config = load_experiment(overrides, False, None).config
+    analyse(config, bench.plan, bench.store, out)
+    return (out / "table.md").read_text()
+
+
+def test_incomplete_dimensions_stand_in_no_other_table(one_missing, tmp_path):
+    text = written(one_missing, tmp_path)
+    assert text.lower().count("imaging quality") == 1
+    assert f"– ({COUNT - 1} of {COUNT})" in text
 
 
 def test_what_this_machine_cannot_compute_is_said(bench):

@@ -94,18 +94,18 @@ class Environment:
         return found
 
     def lacks(self, dimension: str) -> list[str]:
-        """What the dimension still needs here, one line each; empty if it is ready."""
-        missing = self.uninstalled(dimension)
-        return missing + weights.lacks(DIMENSIONS[dimension].weights, self.weights)
+        """What the dimension needs here next, one line each; empty if it is ready."""
+        files = DIMENSIONS[dimension].weights
+        return self.uninstalled(dimension) or weights.lacks(files, self.weights)
 
     def account(self, dimension: str) -> str | None:
-        """The same in one short line, files by their paths only; None if it is ready."""
+        """All that it needs in one line, files by their paths only; None if it is ready."""
         files = weights.missing(DIMENSIONS[dimension].weights, self.weights)
         named = [f"weights {', '.join(files)}"] if files else []
         return "; ".join(self.uninstalled(dimension) + named) or None
 
     def uninstalled(self, dimension: str) -> list[str]:
-        """What of `lacks` is no file of weights: at most one line."""
+        """What must be installed before its weights are of use: at most one line."""
         needs = DIMENSIONS[dimension].needs
         if self.mode is None or not self.python.is_file():
             return [f"no scorer environment with {self.python}: {SETUP}"]

@@ -97,7 +97,7 @@ class VBench(Metric):
         lacks = {name: self.environment.lacks(name) for name in self.about.dimensions}
         without = ", ".join(name for name, things in lacks.items() if things)
         things = dict.fromkeys(chain.from_iterable(lacks.values()))
-        return "\n  ".join([f"VBench leaves out {without}:", *things])
+        return "\n  ".join([f"VBench: {without} left out", *things])
 
     def parts(self) -> Sequence[VBenchDimension]:
         return tuple(VBenchDimension(name, self) for name in self.about.dimensions)
