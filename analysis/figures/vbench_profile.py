@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ from experiments.errors import UserError
 SPREAD = 0.6  # of a dimension's place that its markers are spread over
 PANEL = 1.25  # inches
 FOOT = 1.15  # inches for the names of the dimensions
+ABSENT = "#eeeeee"
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,13 @@ class VBenchProfile(Plot):
             measure, cost = results.cost(task)
             profile = relative(self._values(results, task), self.baseline)
             panels = assigned(cost, self.shares, self.tolerance)
+            methods = {
+                label: cells[0].inputs["method"]["name"]
+                for label, cells in results.settings(task).items()
+            }
             caption = self._caption(profile, panels, measure, task)
-            yield Drawing(name, caption, partial(vbench_profile, profile, panels, measure))
+            how = (profile, self.baseline, panels, methods, measure)
+            yield Drawing(name, caption, partial(vbench_profile, *how))
 
     def _values(self, results: Results, task: str) -> pd.DataFrame:
         """Dimensions (rows) of every setting (columns), raw; NaN where it has no value."""
@@ -114,9 +121,17 @@ def absent(profile: pd.DataFrame) -> list[str]:
 
 
 def vbench_profile(
-    profile: pd.DataFrame, panels: Mapping[float, Sequence[str]], measure: str
+    profile: pd.DataFrame,
+    baseline: str,
+    panels: Mapping[float, Sequence[str]],
+    methods: Mapping[str, str],
+    measure: str,
 ) -> Figure:
-    """Percent (dimensions x settings), a panel for each share; columns without a value are grey."""
+    """Percent (dimensions x settings), a panel for each share; columns without a value are grey.
+
+    A colour stands for a method, a marker for a setting within its panel.
+    """
+    colours = dict(zip(dict.fromkeys(methods.values()), cycle(PALETTE), strict=False))
     figure = Figure((PAGE, PANEL * len(panels) + FOOT), layout="constrained", dpi=DPI)
     axes = figure.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     places = np.arange(len(profile))
@@ -124,10 +139,21 @@ def vbench_profile(
     for ax, (share, labels) in zip(axes, panels.items(), strict=True):
         ax.axhline(100, color="#888888", lw=0.8, zorder=1)
         for place in places[missing]:
-            ax.axvspan(place - 0.5, place + 0.5, color="#eeeeee", lw=0, zorder=0)
+            ax.axvspan(place - 0.5, place + 0.5, color=ABSENT, lw=0, zorder=0)
+            ax.text(
+                place,
+                0.5,
+                "not scored",
+                color="#888888",
+                fontsize=6,
+                rotation=90,
+                ha="center",
+                va="center",
+                transform=ax.get_xaxis_transform(),
+            )
         offsets = SPREAD * ((np.arange(len(labels)) + 0.5) / max(len(labels), 1) - 0.5)
         for i, (label, offset) in enumerate(zip(labels, offsets, strict=True)):
-            look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+            look = {"color": colours[methods[label]], "marker": MARKERS[i % len(MARKERS)]}
             x, y = places + offset, profile[label].to_numpy()
             ax.vlines(x, 100, y, look["color"], lw=0.8, zorder=2)
             ax.plot(x, y, linestyle="", mew=0, label=label, zorder=3, **look)
@@ -136,7 +162,7 @@ def vbench_profile(
         ax.margins(y=0.15)
         if labels:
             ax.legend(loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0)
-    axes[len(axes) // 2].set_ylabel("Percent of the baseline")
+    axes[len(axes) // 2].set_ylabel(f"Percent of {baseline}")
     names = [name.replace("_", " ") for name in profile.index]
     axes[-1].set_xticks(places, names, rotation=40, ha="right", rotation_mode="anchor")
     for tick, gone in zip(axes[-1].get_xticklabels(), missing, strict=True):

@@ -31,6 +31,8 @@ PROFILE = pd.DataFrame(  # percent
     index=["subject_consistency", "color", "scene"],
 )
 PANELS = {0.25: ["FM", "HSA"], 0.5: ["TeaCache"]}
+METHODS = {"FM": "flow_matching", "HSA": "hsa", "TeaCache": "teacache"}
+SHOWN = PROFILE, "FM T=100", PANELS, METHODS, "runtime"
 
 
 def results_of(folder: Path) -> Results:
@@ -63,7 +65,7 @@ def draw(folder: str, out: str) -> None:
     for plot in (Allocation(), VelocityChange(), FirstLast(prompts=2), QKVChangeMaps()):
         for drawing in plot.drawings(results):
             save(drawing.draw, Path(out, drawing.name))
-    save(lambda: vbench_profile(PROFILE, PANELS, "runtime"), Path(out, "vbench_profile"))
+    save(lambda: vbench_profile(*SHOWN), Path(out, "vbench_profile"))
 
 
 @pytest.fixture(scope="module")
@@ -197,12 +199,13 @@ def test_settings_stand_in_the_panel_of_their_cost() -> None:
 
 
 def test_a_profile_shows_each_value_and_what_is_missing() -> None:
-    figure = vbench_profile(PROFILE, PANELS, "runtime")
+    figure = vbench_profile(*SHOWN)
     axes = figure.axes
     assert [ax.get_title(loc="left") for ax in axes] == [
         "25 % of the runtime",
         "50 % of the runtime",
     ]
+    assert axes[1].get_ylabel() == "Percent of FM T=100"
     drawn = {line.get_label(): line.get_ydata() for ax in axes for line in ax.lines}
     for label in PROFILE:
         np.testing.assert_array_equal(drawn[label], PROFILE[label])
