@@ -71,6 +71,11 @@ def test_mini_is_fixed_and_has_every_dimension_equally(t2v_info):
     assert dimensions_of(prompts) == dict.fromkeys(PRESETS["mini"].dimensions, MINI)
     published = hashlib.sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()
     assert published[:16] == "d0fe0776010c1a94"
+    page = Path(__file__).parents[2] / "docs" / "vbench.md"
+    quoted = [line for line in page.read_text().splitlines() if line.startswith("> ")]
+    suite = entries(t2v_info)
+    places = [int(place) for line in quoted for place in line[2:].split()]
+    assert [suite[place]["prompt_en"] for place in places] == [prompt.text for prompt in prompts]
 
 
 def test_a_prompt_is_the_same_request_in_every_preset(t2v_info):
