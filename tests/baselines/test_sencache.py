@@ -66,7 +66,7 @@ def test_decides_as_the_paper(pipeline, threshold, start, skips):
                 noisy(kwargs, channels) - noisy(seen[c][1], channels)
             )
             score += TABLES["time_norms"][row] * (sigmas[c] - sigmas[step])
-            skip = score < (start if step < 2 else threshold)  # a fifth of 10 steps
+            skip = score <= (start if step < 2 else threshold)  # a fifth of 10 steps
         in_row = in_row + 1 if skip else 0
         if not skip:
             cached = expert, step
