@@ -1,44 +1,52 @@
-"""An oracle for step-level caching: the best step mask for a budget, planned from full runs.
+"""An offline schedule for step-level caching: masks planned from what reuse does to whole videos.
 
-What no online rule can have: `calibrate` sees the residuals of all steps, knows what reusing each
-at each later step would cost, and a dynamic program picks the best computed steps for every budget.
-Running it replays a static mask.
+What no online rule can have: `calibrate` runs calibration videos with one span of reuse each and
+sees how far the finished video strays; a dynamic program then plans the computed steps for every
+budget. Running a plan replays a static mask. It is no upper bound on step caching: it takes
+spans for independent of each other, which they are not where the errors are large, and its plan is
+for the calibration videos, not for the one that is made.
 
-Shapes: T steps.
+Shapes: T steps. A span is a computed step and the next one; the steps between reuse the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from baselines.base import Request, require
-from baselines.policy import Call, Policy, ReuseMethod
+from baselines.policy import Policy, ReuseMethod
 from baselines.static_mask import ExplicitMask
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from torch import Tensor
+
+# Spans that are measured: how many steps reuse a residual, the most also the longest that is
+# planned, and every how many steps one ends.
+LENGTHS = (1, 4, 12)
+EVERY = 2
 
 
 @dataclass(frozen=True)
 class OracleSchedule(ReuseMethod):
-    """Compute the ``budget`` steps that `calibrate` found best, reuse the residual in between.
+    """Compute the ``budget`` steps that `calibrate` planned, reuse the residual in between.
 
     ``masks``: for each task, one text of T zeros and ones (computed) for every possible budget.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "from-paper"
     paper: ClassVar[str] = "arXiv 2602.22654 (DPCache), arXiv 2511.00090 (LeMiCa)"
-    source: ClassVar[str] = "the papers' idea: least total cost of a path through the steps"
+    source: ClassVar[str] = "LeMiCa's costs and objective: sections 3.2 and 3.3 of the paper"
     deviations: ClassVar[tuple[str, ...]] = (
-        "costs: relative distance of the residuals, where LeMiCa measures final videos; DPCache's "
-        "feature predictor is left out",
+        "costs: L2 distance of the final latents, measured for some spans and interpolated for the "
+        "others; LeMiCa takes L1 and every span, DPCache costs that depend on the span before",
+        "DPCache's feature predictor is left out",
         "one mask for all guidance branches",
     )
 
@@ -75,48 +83,89 @@ class OracleSchedule(ReuseMethod):
 
 
 def calibrate(pipe: DiffusionPipeline, requests: Iterable[Request]) -> dict[str, Any]:
-    """The best mask for every budget, from full runs of requests of one task and step count.
+    """Plan a mask for every budget from what spans of reuse do to the videos of some requests.
+
+    All requests are of one task and step count. A video of 40 steps takes about 50 partial runs,
+    the work of 25 full ones.
 
     Returns:
-        ``masks`` for `OracleSchedule` and ``costs`` (T, T), see `schedules`: the relative distance
-        of the residuals, |R_k - R_i| / |R_k|, the mean over videos and guidance branches.
+        ``masks`` for `OracleSchedule`, and ``costs`` (T, T + 1), which `schedules` took: the L2
+        distance of the final latents to the full run's, relative to those; the mean over videos.
     """
-    from baselines.reuse import residual_reuse
+    from baselines.reuse import expert_steps
+    from baselines.span_runs import span_runs
     from hsa.schedulers import euler
 
-    branches: list[np.ndarray] = []
+    videos = []
     with euler(pipe):
         for request in requests:
-            with residual_reuse(pipe, partial(_Probe, branches, request.steps)):
-                pipe(**request.kwargs(pipe) | {"output_type": "latent"})
-    known = [np.isfinite(costs) for costs in branches]
-    total = sum(np.where(found, costs, 0) for found, costs in zip(known, branches, strict=True))
-    count = sum(map(np.asarray, known)).clip(min=1)
-    costs = np.where(np.any(known, axis=0), total / count, np.inf)
+            with span_runs(pipe, request) as run:
+                full = run((0, 1))
+                spans = expert_steps(pipe)
+                costs = {
+                    span: ((run(span) - full).norm() / full.norm()).item()
+                    for span in measured_spans(spans)
+                }
+            videos.append(interpolated(costs, spans))
+    costs = np.mean(videos, axis=0)
     masks = ["".join(map(str, map(int, mask))) for mask in schedules(costs).values()]
     return {"masks": {request.task: masks}, "costs": costs}
+
+
+def measured_spans(experts: Sequence[range]) -> Iterator[tuple[int, int]]:
+    """Those that `calibrate` runs, given the steps of each expert."""
+    for steps in experts:
+        ends = sorted({*range(steps.start + 2, steps.stop, EVERY), steps.stop})
+        lengths = sorted({min(length, len(steps) - 1) for length in LENGTHS})
+        for end, length in product(ends, lengths):
+            if end - 1 - length in steps:
+                yield end - 1 - length, end
+
+
+def interpolated(measured: Mapping[tuple[int, int], float], experts: Sequence[range]) -> np.ndarray:
+    """The cost of every span, (T, T + 1), from those of some.
+
+    Logarithms of costs are interpolated linearly in the span's end, then in the logarithm of its
+    length. Spans of length 0 cost nothing; infinite are those that are longer than any measured, or
+    would cross from one expert to the next.
+
+    Args:
+        measured: (computed step, next one) -> cost.
+        experts: the steps of each.
+    """
+    steps = experts[-1].stop
+    costs = np.full((steps, steps + 1), np.inf)
+    costs[range(steps), range(1, steps + 1)] = 0.0
+    for expert in experts:
+        lines: dict[int, dict[int, float]] = defaultdict(dict)  # length -> end -> log cost
+        for (start, end), cost in sorted(measured.items()):
+            if start in expert:
+                lines[end - start - 1][end] = np.log(max(cost, 1e-9))
+        lengths = sorted(lines)
+        for end in range(expert.start + 2, expert.stop + 1):
+            logs = [np.interp(end, [*lines[n]], [*lines[n].values()]) for n in lengths]
+            for length in range(1, min(lengths[-1], end - 1 - expert.start) + 1):
+                costs[end - 1 - length, end] = np.exp(
+                    np.interp(np.log(length), np.log(lengths), logs)
+                )
+    return costs
 
 
 def schedules(costs: np.ndarray) -> dict[int, tuple[bool, ...]]:
     """The best mask for every number of computed steps that is possible.
 
-    A mask's spans, each a computed step and the steps that reuse it, cost what their steps cost
-    together. The best mask has the smallest largest span; among those the smallest second largest,
+    The best mask has the smallest largest span; among those the smallest second largest,
     and so on (the lexicographic minimax of LeMiCa): one bad span spoils a video that a sum of small
     errors would not.
 
     Args:
-        costs: (T, T), what it costs to use the residual of step i at step k > i; infinite where
-            that cannot be done, as when another expert has taken over.
+        costs: (T, T + 1), what it costs to compute step i and to reuse its residual up to the next
+            computed step j, or T after the last; infinite where that cannot be done.
 
     Returns:
         budget -> T times whether the step is computed; the first always is.
     """
     steps = len(costs)
-    # spans[i, j]: compute i, reuse it at all steps up to the next computed one, j
-    spans = np.full((steps, steps + 1), np.inf)
-    for i in range(steps):
-        spans[i, i + 1 :] = np.cumsum([0.0, *costs[i, i + 1 :]])
     # For each j, the spans of the best way to compute `budget` of the steps before j, largest
     # first, and those steps
     best: dict[int, tuple[tuple[float, ...], tuple[int, ...]]] = {0: ((), ())}
@@ -124,7 +173,7 @@ def schedules(costs: np.ndarray) -> dict[int, tuple[bool, ...]]:
     for budget in range(1, steps + 1):
         best = {
             j: min(
-                (tuple(sorted((*best[i][0], spans[i, j]), reverse=True)), (*best[i][1], i))
+                (tuple(sorted((*best[i][0], costs[i, j]), reverse=True)), (*best[i][1], i))
                 for i in best
                 if i < j
             )
@@ -135,24 +184,6 @@ def schedules(costs: np.ndarray) -> dict[int, tuple[bool, ...]]:
         if np.isfinite(largest[0]):
             found[budget] = tuple(step in computed for step in range(steps))
     return found
-
-
-class _Probe(Policy):
-    """Computes every step and notes how far its residual is from each earlier one of the branch."""
-
-    def __init__(self, branches: list[np.ndarray], steps: int) -> None:
-        self.residuals: dict[int, Tensor] = {}
-        self.costs = np.full((steps, steps), np.inf)
-        branches.append(self.costs)
-
-    def decide(self, call: Call) -> bool:
-        return True
-
-    def observe(self, call: Call, residual: Tensor) -> None:
-        for step, earlier in self.residuals.items():
-            change = (residual - earlier).norm() / residual.norm()
-            self.costs[step, call.step] = change.item()
-        self.residuals[call.step] = residual
 
 
 def _budget(mask: str) -> int:

@@ -80,7 +80,7 @@ class _Video:
             self.forget()  # the last video, or the expert that is done
         if not self.branches:
             self.sigmas = self.pipe.scheduler.sigmas.tolist()
-            self.spans = _spans(self.pipe)
+            self.spans = expert_steps(self.pipe)
         if (expert, name) not in self.branches:
             leader = next(iter(self.branches.values()), None) if self.joint else None
             self.branches[expert, name] = _Branch(
@@ -226,8 +226,8 @@ def residual_reuse(
         yield
 
 
-def _spans(pipe: DiffusionPipeline) -> tuple[range, ...]:
-    """The steps of each expert; Wan hands over below a timestep."""
+def expert_steps(pipe: DiffusionPipeline) -> tuple[range, ...]:
+    """The steps of each expert once the scheduler has them; Wan hands over below a timestep."""
     timesteps, boundary = pipe.scheduler.timesteps, pipe.config.get("boundary_ratio")
     if boundary is None:
         return (range(len(timesteps)),)
