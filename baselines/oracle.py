@@ -42,7 +42,7 @@ class OracleSchedule(ReuseMethod):
     version: ClassVar[int] = 2
     implementation: ClassVar[str] = "from-paper"
     paper: ClassVar[str] = "arXiv 2602.22654 (DPCache), arXiv 2511.00090 (LeMiCa)"
-    source: ClassVar[str] = "LeMiCa's costs and objective: sections 3.2 and 3.3 of the paper"
+    source: ClassVar[str] = "the papers: LeMiCa's outcome costs and lexicographic minimax path"
     deviations: ClassVar[tuple[str, ...]] = (
         "costs: L2 distance of the final latents, measured for some spans and interpolated for the "
         "others; LeMiCa takes L1 and every span, DPCache costs that depend on the span before",
@@ -154,9 +154,9 @@ def interpolated(measured: Mapping[tuple[int, int], float], experts: Sequence[ra
 def schedules(costs: np.ndarray) -> dict[int, tuple[bool, ...]]:
     """The best mask for every number of computed steps that is possible.
 
-    The best mask has the smallest largest span; among those the smallest second largest,
-    and so on (the lexicographic minimax of LeMiCa): one bad span spoils a video that a sum of small
-    errors would not.
+    The best mask has the smallest largest span, among those the smallest second largest, and so on
+    (the lexicographic minimax of LeMiCa): one bad span spoils a video that a sum of small errors
+    would not.
 
     Args:
         costs: (T, T + 1), what it costs to compute step i and to reuse its residual up to the next
