@@ -13,6 +13,7 @@ from analysis.figures.base import DPI
 GAP = 0.04  # inches between pictures
 LINE = 0.15  # inches that a line of text takes
 CHARACTERS = 20  # of text to an inch
+ASCENT = 0.02  # inches that letters reach above their line
 
 
 class Sheet:
@@ -39,7 +40,7 @@ class Sheet:
 
     def text(self, left: float, top: float, text: str, **how) -> None:
         how = {"ha": "left", "va": "top", "fontsize": 7} | how
-        self.figure.text(left / self.width, 1 - top / self.height, text, **how)
+        self.figure.text(left / self.width, 1 - (top + ASCENT) / self.height, text, **how)
 
 
 def moments(latent_frames: int, frames: int, count: int) -> list[tuple[int, int]]:

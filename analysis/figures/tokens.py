@@ -22,6 +22,7 @@ from experiments.store import Sample
 
 LEFT = 0.5  # inches for the names of the rows
 FOOT = 0.38  # inches for the legend
+BAR = 0.48 * PAGE  # where the scale of colours begins
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,14 @@ class VelocityChange(TokenMaps):
         change = np.concatenate([sample.arrays[self.array].ravel() for sample in samples])
         norm = Normalize(*np.percentile(change, [0, 99]))
         sheet = self._sheet(samples, "change", cmap=COLOURS, norm=norm)
-        bar = sheet.axes(PAGE / 3, sheet.height - 0.3, PAGE / 3, 0.08)
+        bar = sheet.axes(BAR, sheet.height - 0.3, PAGE / 3, 0.08)
         sheet.figure.colorbar(
             ScalarMappable(norm, COLOURS), cax=bar, orientation="horizontal", extend="max"
         )
         bar.tick_params(labelsize=6, pad=1)
-        sheet.text(PAGE / 3 - 0.1, sheet.height - 0.26, self.unit, ha="right", va="center")
+        name = "relative L1 change of the velocity"
+        sheet.text(BAR - 0.1, sheet.height - 0.26, name, ha="right", va="center")
         return sheet.figure
-
-    unit: ClassVar[str] = "relative L1 change of the velocity"
 
 
 def _size(sample: Sample) -> tuple[int, int]:
