@@ -61,10 +61,8 @@ def test_error_is_that_of_one_long_update(build):
     assert errors[0, 1:, 1 : STEPS - LONGEST].gt(0).all()
 
 
-@pytest.mark.parametrize("longest", [0, 7, 1.5])
+@pytest.mark.parametrize("longest", [0, 1.5])
 def test_longest_is_a_number_of_steps(longest):
     request = cases.request(pipelines.wan_t2v(), steps=STEPS)
-    with pytest.raises(
-        ValueError, match=r"euler_error.longest=.*: choose a whole number in 1\.\.6"
-    ):
+    with pytest.raises(ValueError, match="euler_error.longest=.*: choose a whole number"):
         EulerError(longest=longest).validate(request)
