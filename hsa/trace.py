@@ -55,7 +55,7 @@ class Trace:
 
     @property
     def velocity_change(self) -> torch.Tensor | None:
-        """What the allocation was cut from: `(B, F, H, W)` fp32 on the latent token grid."""
+        """Mean relative change over the warm-up: `(B, F, H, W)` fp32 on the latent token grid."""
         return self.arrays.get("velocity_change")
 
     @property
