@@ -10,6 +10,8 @@ from baselines.beyond import SparseSchedule, block_means, dilated
 from baselines.hsa import HSA
 from baselines.hsa_beyond import HSABeyond
 from baselines.static_mask import IntervalMask
+from experiments.config import load_experiment
+from experiments.plan import plan
 from hsa.schedule import Schedule
 from tests.baselines.cases import latents, pipe_of, request
 
@@ -190,3 +192,15 @@ def test_bad_values_are_named(field, value):
     asked = request(pipe_of("wan_t2v"), steps=8)
     with pytest.raises(ValueError, match=f"hsa_beyond.{field}"):
         HSABeyond(**SETTING, **{field: value}).validate(asked)
+
+
+def test_what_the_experiment_compares_costs_the_same():
+    """Up to the rounding of the fractions; dilation is fitted to it while a video is made."""
+    cells = plan(load_experiment(["experiment=ablation/beyond", "limit=1", "tasks=[t2v]"])).cells
+    variations = {cell.label: cell.method for cell in cells if isinstance(cell.method, HSABeyond)}
+    assert len(variations) == 14
+    for label, method in variations.items():
+        windows = method.warmup_steps, method.cooldown_steps
+        schedule = SparseSchedule(method.budgets, *windows, method.step_interval)
+        share = schedule.expected_fraction(method.fractions)
+        assert share == pytest.approx(0.5 if "HSA-50" in label else 0.25, abs=2e-4), label
