@@ -71,13 +71,13 @@ def table(serves: Callable[[str, str], bool] = serves) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def costs() -> dict[str, tuple[str, str]]:
+def costs(path: Path = COSTS) -> dict[str, tuple[str, str]]:
     """method -> memory held between steps and runtime of a run that skips nothing, both beyond
     flow matching's on the embedded model; empty where nothing was measured.
     """
-    if not COSTS.is_file():
+    if not path.is_file():
         return {}
-    with COSTS.open() as file:
+    with path.open() as file:
         rows = [row for row in csv.DictReader(file) if not row["refusal"]]
     return {
         row["label"]: (

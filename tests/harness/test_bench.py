@@ -10,6 +10,7 @@ from experiments.tiny_ltx2.build import components
 from hsa.engine import token_sampler
 from hsa.schedulers import euler
 from tests import pipelines
+from tests.baselines import support
 from tests.harness.helpers import hsa_bench
 
 SHARES = [0.75, 0.5, 0.25, 0.125]
@@ -115,4 +116,8 @@ def test_methods_tell_their_memory_and_refusals(tmp_path):
     assert rows["flow_matching"]["skipped"] == ""
     assert len(rows["static_uniform"]["skipped"].split()) == 2  # of 4 steps
     assert "hsa.budgets" in rows["hsa_50"]["refusal"]
+    in_readme = support.costs(tmp_path / "bench_methods" / "table.csv")
+    assert in_readme.keys() == {"flow_matching", "static_uniform"}
+    assert in_readme["flow_matching"][0] == "0.0"
+    assert all(overhead.endswith(" %") for _, overhead in in_readme.values())
     assert "Cost of the methods" in (tmp_path / "bench_methods" / "table.md").read_text()
