@@ -61,16 +61,19 @@ class _TokenSignal(ABC):
     """Knows the tokens of its video, and lets those that are given come last."""
 
     def __init__(self) -> None:
-        self.forward: Forward | None = None  # the last one of the first guidance branch
+        self.grid: Grid | None = None
+        self.given: Tensor | None = None  # (B, N) bool
 
     def observe(self, forward: Forward, previous: Tensor | None) -> None:
-        self.forward = forward
+        """Keeps nothing of the forward, whose branch has the keys and values."""
+        self.grid = forward.grid
+        given = forward.given
+        if given is None:
+            given = torch.zeros_like(forward.branch.velocity[..., 0], dtype=torch.bool)
+        self.given = given.chunk(forward.copies)[-1]
 
     def value(self) -> Tensor:
-        value = self.tokens()
-        if self.forward.given is None:
-            return value
-        return value.masked_fill(self.forward.given.chunk(self.forward.copies)[-1], -torch.inf)
+        return self.tokens().masked_fill(self.given, -torch.inf)
 
     @abstractmethod
     def tokens(self) -> Tensor:
@@ -102,9 +105,9 @@ class _Random(_TokenSignal):
         self.seed = int.from_bytes(digest[:8], "big") >> 1
 
     def tokens(self) -> Tensor:
-        velocity = self.forward.branch.velocity
-        draw = torch.rand(velocity.shape[1], generator=torch.Generator().manual_seed(self.seed))
-        return draw.to(velocity.device).expand(len(velocity) // self.forward.copies, -1)
+        generator = torch.Generator().manual_seed(self.seed)
+        draw = torch.rand(self.given.shape[1], generator=generator)
+        return draw.to(self.given.device).expand_as(self.given)
 
 
 class _Oracle(_TokenSignal):
@@ -115,8 +118,8 @@ class _Oracle(_TokenSignal):
         self.error = error
 
     def tokens(self) -> Tensor:
-        error = as_tokens(self.error, self.forward.grid).sum(-1)
-        if len(error) * self.forward.copies != len(self.forward.branch.velocity):
+        error = as_tokens(self.error, self.grid).sum(-1)
+        if error.shape != self.given.shape:
             raise ValueError("signal: the oracle knows one video; make one video at a time")
         return error
 
@@ -130,7 +133,7 @@ class _Scheduled(_TokenSignal):
         self.values: dict[int, Tensor | None] = {}  # step -> (B, N)
 
     def observe(self, forward: Forward, previous: Tensor | None) -> None:
-        if self.forward is not None:
+        if self.grid is not None:
             self._look()
         super().observe(forward, previous)
 
@@ -146,7 +149,7 @@ class _Scheduled(_TokenSignal):
 
     @abstractmethod
     def measure(self) -> Tensor | None:
-        """(B, N) after the step of `self.forward`, None where there is nothing to measure."""
+        """(B, N) after the step, None where there is nothing to measure."""
 
 
 class _GuidedVelocity(_Scheduled):
@@ -160,7 +163,7 @@ class _GuidedVelocity(_Scheduled):
         self.begins = previous is None
 
     def measure(self) -> Tensor | None:
-        last, self.last = self.last, as_tokens(self.scheduler.velocity, self.forward.grid)
+        last, self.last = self.last, as_tokens(self.scheduler.velocity, self.grid)
         return None if self.begins else velocity_change(self.last, last)
 
 
@@ -171,7 +174,7 @@ class _TemporalDifference(_Scheduled):
         scheduler = self.scheduler
         sigma = scheduler.sigmas[current_step(scheduler)].item()
         clean = scheduler.latents - sigma * scheduler.velocity
-        frames = as_tokens(clean, self.forward.grid).unflatten(1, (self.forward.grid[0], -1))
+        frames = as_tokens(clean, self.grid).unflatten(1, (self.grid[0], -1))
         between = frames.diff(dim=1).abs().sum(-1)  # (B, F - 1, H * W)
         if not between.shape[1]:
             return torch.zeros_like(frames[..., 0]).flatten(1)

@@ -1,5 +1,7 @@
 """Signals against HSA itself, against their definitions, and the oracle against a run by hand."""
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import cache
 
@@ -192,6 +194,24 @@ def test_oracle_refuses_a_batch():
         both[key] = [request.kwargs(pipe)[key]] * 2
     with signal("oracle").attach(pipe, request), pytest.raises(ValueError, match="one video"):
         pipe(**both)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_signal_keeps_no_keys_and_values_past_the_last_step(name):
+    """They would stand in the decoder's way."""
+    pipe, request = request_of(pipelines.wan_t2v)
+    attention, caches, alive = pipe.transformer.blocks[0].attn1, weakref.WeakSet(), []
+
+    def count(pipe, step, timestep, tensors):
+        gc.collect()
+        alive.append(len(caches))
+        return {}
+
+    with signal(name).attach(pipe, request):
+        handle = attention.register_forward_hook(lambda *_: caches.add(attention.kv_cache))
+        pipe(**request.kwargs(pipe) | {"callback_on_step_end": count})
+        handle.remove()
+    assert alive == [2] * 7 + [0]
 
 
 @pytest.mark.parametrize(
