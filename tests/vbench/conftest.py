@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from analysis.metrics.vbench import VBench
 from analysis.metrics.vbench.environment import Environment
+from analysis.metrics.vbench.suite import _installed
+from analysis.metrics.vbench.weights import DEFAULT_FOLDER
 from experiments import setup
 from experiments.errors import UserError
 
@@ -23,8 +26,11 @@ def python() -> str:
     if Environment(mine / "bin" / "python", mine).mode:
         return str(mine / "bin" / "python")
     made = ROOT / "build" / "venv-vbench-small"
-    with pytest.MonkeyPatch.context() as patch:  # a registry that does not answer is not there
-        patch.setenv("PIP_RETRIES", "0")
+    made.parent.mkdir(exist_ok=True)
+    lock = open(made.with_suffix(".lock"), "w")  # the processes of pytest-xdist make one
+    with lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        patch.setenv("PIP_RETRIES", "0")  # a registry that does not answer is not there
         patch.setenv("PIP_DEFAULT_TIMEOUT", "20")
         try:
             setup.build(made, "small")
@@ -39,22 +45,17 @@ def vbench(python, tmp_path) -> VBench:
 
 
 @pytest.fixture(scope="session")
-def t2v_info() -> str:
-    """VBench's own prompt file."""
-    found = [DATA / "VBench_full_info.json"]
-    found += ROOT.glob(".venv-vbench/lib/python*/site-packages/vbench/VBench_full_info.json")
-    return _first(found, "VBench_full_info.json comes with `make vbench`")
+def t2v_info(request) -> str:
+    """VBench's own prompt file, which its package has."""
+    found = DATA / "VBench_full_info.json"
+    return str(found if found.is_file() else _installed(request.getfixturevalue("python")))
 
 
 @pytest.fixture(scope="session")
 def i2v_info() -> str:
     name = "vbench2_i2v_full_info.json"
-    found = [DATA / name, Path("~/.cache/hsa-bench/vbench").expanduser() / name]
-    return _first(found, f"{name} comes with `hsa-bench setup vbench i2v`")
-
-
-def _first(paths: list[Path], otherwise: str) -> str:
-    there = [path for path in paths if path.is_file()]
-    if not there:
-        pytest.skip(otherwise)
-    return str(there[0])
+    found = (DATA / name, Path(DEFAULT_FOLDER).expanduser() / name)
+    there = next((path for path in found if path.is_file()), None)
+    if there is None:
+        pytest.skip(f"{name} comes with `hsa-bench setup vbench i2v`")
+    return str(there)
