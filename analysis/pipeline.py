@@ -130,10 +130,10 @@ def _vbench(vbench: VBench, plan: Plan, store: Store, out_dir: Path) -> list[Tab
 
 
 def _figures(plots: Sequence[Plot], results: Results, out_dir: Path) -> dict[str, report.Figure]:
-    made = {}
+    made, note = {}, results.plan.cells[0].config.model.note
     for plot in plots:
         for drawing in plot.drawings(results):
-            _, svg = save(drawing.draw, out_dir / drawing.name)
+            _, svg = save(drawing.draw, out_dir / drawing.name, note)
             made[drawing.name] = report.Figure(svg.read_bytes(), drawing.caption)
     return made
 

@@ -126,10 +126,16 @@ class Plot(ABC):
         """
 
 
-def save(draw: Callable[[], Figure], path: Path) -> list[Path]:
-    """`draw()` in the project's style as path.png and path.svg."""
+def save(draw: Callable[[], Figure], path: Path, note: str | None = None) -> list[Path]:
+    """`draw()` in the project's style as path.png and path.svg.
+
+    Args:
+        note: written into the picture's corner, for pictures that must not be shown without it.
+    """
     with matplotlib.rc_context(STYLE):
         figure = draw()
+        if note:
+            figure.text(0.005, 0.005, note, fontsize=5, color="#888888")
         figure.savefig(path.with_suffix(".png"), dpi=DPI)
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     return [path.with_suffix(".png"), path.with_suffix(".svg")]

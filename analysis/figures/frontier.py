@@ -67,7 +67,8 @@ def frontier(summary: pd.DataFrame, metrics: Sequence[Metric]) -> Figure:
     right = 1.05 * max(_cost(view)[1].max() for *_, view in panels)
     for ax in axes:
         ax.set_xlim(0, right)
-    legend(figure, looks)
+    shown = {method for *_, view in panels for method in view["method"]}
+    legend(figure, {method: look for method, look in looks.items() if method in shown})
     freeze(figure)
     for ax, (metric, _, view) in zip(axes, panels, strict=True):
         _name_front(ax, view, metric, looks)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from analysis.figures.base import save
 from analysis.figures.frontier import frontier
@@ -115,3 +116,11 @@ def test_a_sweep_shows_quality_and_runtime(summary) -> None:
     t2v = figure.axes[2].lines[0]
     assert t2v.get_xdata() == pytest.approx([0.1, 0.2, 0.3])
     assert t2v.get_ydata() == pytest.approx([2.8, 1.68, 1.12])
+
+
+def test_a_note_is_written_into_the_picture(tmp_path: Path) -> None:
+    figure = Figure()
+    save(lambda: figure, tmp_path / "figure", "random weights")
+    assert [text.get_text() for text in figure.texts] == ["random weights"]
+    save(lambda: figure, tmp_path / "figure")
+    assert len(figure.texts) == 1
