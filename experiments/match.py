@@ -167,7 +167,8 @@ def bisect(
     """Value between the ends whose work is closest to the aim, of those that bisection tries."""
     tried = {end: work(end) for end in ends}
     least, most = sorted(ends, key=tried.get)  # by work: below the aim, and not below it
-    while (middle := _between(least, most)) not in (least, most):
+    finest = 0 if min(ends) > 0 else 1e-4 * max(ends)  # halving towards 0 would find no end
+    while abs(least - most) > finest and (middle := _between(least, most)) not in (least, most):
         if min(abs(done - aim) for done in tried.values()) <= resolution:
             break
         tried[middle] = work(middle)

@@ -52,6 +52,17 @@ def test_search_meets_the_runtime_and_not_the_work(target, overhead):
     assert abs(timed.runtime - target) <= TOLERANCE
 
 
+def test_bisection_towards_zero_ends():
+    tried = []
+
+    def work(start):
+        tried.append(start)
+        return 0.5 if start else 0.4  # nothing in between
+
+    assert bisect(0.2, (0.0, 1.0), work, resolution=0.01) == 0.0
+    assert len(tried) < 20
+
+
 @pytest.mark.parametrize(("target", "closest"), [(0.9, 1), (0.25, 3), (0.32, 3), (0.45, 2)])
 def test_search_out_of_reach_gives_the_closest(target, closest):
     def work(interval):
