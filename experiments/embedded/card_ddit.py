@@ -24,7 +24,7 @@ from experiments.plan import plan
 from hsa.schedulers import euler
 
 OUT = Path("docs/results/ddit/velocity_error.md")
-COUNT = 8
+COUNT = 4
 STEPS_A_ROW = 5
 
 CARD = """\
