@@ -135,9 +135,7 @@ def identity(transformer: nn.Module) -> str:
 
 
 @contextmanager
-def coarse_steps(
-    pipe: DiffusionPipeline, path: Path, coarse: Callable[[], bool]
-) -> Iterator[None]:
+def coarse_steps(pipe: DiffusionPipeline, path: Path, coarse: Callable[[], bool]) -> Iterator[None]:
     """Run forwards of the pipe on the patches of `path` where `coarse()` says so."""
     with ExitStack() as stack:
         for transformer in experts(pipe).values():
