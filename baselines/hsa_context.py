@@ -36,7 +36,9 @@ class HSAContext(HSASignal):
     * fresh: those of a full forward, which runs at every step; only active tokens' velocity is used
       of it. The bound. The trace counts it in full, ``expected_fraction`` is the nominal cost.
 
-    A step in which every token runs is the same under all of them.
+    A step in which every token runs is the same under all of them. What extrapolated and refreshed
+    keep beyond the keys and values, as much again and the blocks' inputs, is not in the memory that
+    a plan or the log tells, nor the projections of refreshed in the active tokens.
     """
 
     version: ClassVar[int] = 1
