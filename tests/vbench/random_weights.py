@@ -128,7 +128,6 @@ def bert_tokenizer():
 def bert():
     from transformers import BertConfig, BertModel
 
-    bert_tokenizer()
     model = BertModel(BertConfig(num_hidden_layers=2))
     model.save_pretrained(BERT / "snapshots" / REVISION, safe_serialization=True)
 
@@ -173,5 +172,5 @@ def cotracker():
 
 
 torch.manual_seed(0)
-for name in sys.argv[3:]:
+for name in reversed(sys.argv[3:]):  # what others are made with stands last
     globals()[name]()
