@@ -181,14 +181,17 @@ def dreamsim_in(folder, cache, module, device):
 
 
 def compute(module, dimension, info, submodules, request):
-    """Upstream's (aggregate, ..., rows)."""
+    """Upstream's (aggregate, ..., rows); without the graphs for gradients that it keeps, tens of
+    gigabytes in scene.
+    """
     import torch
 
     device = torch.device(request["device"])  # upstream takes a text "cuda" for something else
     try:
-        return getattr(module, f"compute_{dimension}")(
-            info, device, submodules, **request["options"]
-        )
+        with torch.no_grad():
+            return getattr(module, f"compute_{dimension}")(
+                info, device, submodules, **request["options"]
+            )
     except ZeroDivisionError:
         if dimension != "color":
             raise
