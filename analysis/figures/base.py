@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -87,6 +88,15 @@ class Results:
 
     def sample(self, cell: Cell) -> Sample | None:
         return self.store.sample(cell.key) if self.store.has(cell.key) else None
+
+    def recorded(self, name: str, task: str) -> list[np.ndarray]:
+        """What the videos of a task recorded under a name, of those that did."""
+        return [
+            sample.arrays[name]
+            for cells in self.settings(task).values()
+            for cell in cells
+            if (sample := self.sample(cell)) and name in sample.arrays
+        ]
 
     def cost(self, task: str) -> tuple[str, dict[str, float]]:
         """What cost is measured in, and each setting's as a share of the reference's.

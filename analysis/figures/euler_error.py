@@ -41,12 +41,7 @@ class EulerErrors(Plot):
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         for task in results.tasks:
-            recorded = [
-                sample.arrays[NAME].astype(np.float64)
-                for cells in results.settings(task).values()
-                for cell in cells
-                if (sample := results.sample(cell)) and NAME in sample.arrays
-            ]
+            recorded = results.recorded(NAME, task)
             caption = (
                 "Left: distance between one Euler update by m steps with a cached velocity and the "
                 "m steps of the full run, from the same latents. Right: such updates after one "
@@ -55,7 +50,7 @@ class EulerErrors(Plot):
             )
             draw = _nothing
             if recorded:
-                local = np.mean(recorded, 0)
+                local = np.mean(recorded, 0, dtype=np.float64)
                 draw = partial(euler_errors, local, _accumulated(results, task), self.shown)
             yield Drawing(by_task(results, NAME, task), caption, draw)
 

@@ -33,12 +33,7 @@ class QKVChangeMaps(Plot):
 
     def drawings(self, results: Results) -> Iterator[Drawing]:
         for task in results.tasks:
-            recorded = [
-                sample.arrays[NAME]
-                for cells in results.settings(task).values()
-                for cell in cells
-                if (sample := results.sample(cell)) and NAME in sample.arrays
-            ]
+            recorded = results.recorded(NAME, task)
             caption = (
                 "Relative L1 change of the queries, keys and values of each block's self-attention "
                 "from one step to the next, conditional branch, mean over tokens and "
