@@ -22,10 +22,6 @@ class WatchedEuler(EulerFlowMatch):
         self.probe.note(step, model_output.float(), output[0], self.sigmas)
         return output
 
-    def __deepcopy__(self, memo: dict) -> EulerFlowMatch:
-        """LTX-2 pipelines copy the scheduler for their audio."""
-        return EulerFlowMatch.like(self)
-
 
 class Probe:
     """Errors of the updates by 1 to `longest` steps, written to `trace` with the last step.

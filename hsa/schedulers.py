@@ -53,6 +53,10 @@ class EulerFlowMatch(FlowMatchEulerDiscreteScheduler):
         """As the parent, with the update and its result in fp32 whatever the model's dtype."""
         return super().step(model_output.float(), *args, **kwargs)
 
+    def __deepcopy__(self, memo: dict) -> "EulerFlowMatch":
+        """The grid alone: LTX-2 pipelines copy the scheduler for their audio, all of which runs."""
+        return EulerFlowMatch.like(self)
+
 
 class CachedEuler(EulerFlowMatch):
     """The cached Euler update of HSA: a token that did not run moves by its last guided velocity.
@@ -79,10 +83,6 @@ class CachedEuler(EulerFlowMatch):
         output = super().step(velocity, *args, **kwargs)
         self.latents = output[0]
         return output
-
-    def __deepcopy__(self, memo: dict) -> EulerFlowMatch:
-        """LTX-2 pipelines copy the scheduler for their audio, every token of which runs."""
-        return EulerFlowMatch.like(self)
 
 
 def _spread(tokens: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
