@@ -6,8 +6,8 @@ sees of the inactive ones is varied, down to nothing and up to what a full forwa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +17,7 @@ from baselines.hsa_signal import HSASignal
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from hsa.adapter import Branch
     from hsa.trace import Trace
 
 CONTEXTS = ("synchronised", "frozen", "invisible", "extrapolated", "refreshed", "fresh")
@@ -63,18 +64,12 @@ class HSAContext(HSASignal):
     def neutral(self, request: Request) -> HSAContext:
         return replace(super().neutral(request), context="synchronised")
 
-    @contextmanager
-    def attach(self, pipe: DiffusionPipeline, request: Request) -> Iterator[Trace]:
-        from baselines.contexts import branches
-        from hsa.engine import token_sampler
-
-        self.validate(request)
-        if self.context == "refreshed":
+    def attach(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[Trace]:
+        if self.context == "refreshed":  # told before the full run that an oracle makes
             require_wan(pipe, "hsa_context: context=refreshed", "or another context")
-        kv_policy = self.kv_dtype, self.kv_device
-        with (
-            self.rules(pipe, request) as make_rule,
-            branches(self.context, pipe) as make_branch,
-            token_sampler(pipe, make_rule, kv_policy, make_branch) as trace,
-        ):
-            yield trace
+        return super().attach(pipe, request)
+
+    def branches(self, pipe: DiffusionPipeline) -> AbstractContextManager[Callable[..., Branch]]:
+        from baselines.contexts import branches
+
+        return branches(self.context, pipe)

@@ -6,7 +6,7 @@ Controls for the measured signal, and an oracle that no sampler can have.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +16,7 @@ from baselines.hsa import HSA
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from hsa.adapter import Branch
     from hsa.engine import TokenRule
     from hsa.hook import Signal
     from hsa.schedulers import CachedEuler
@@ -96,9 +97,16 @@ class HSASignal(HSA):
         kv_policy = self.kv_dtype, self.kv_device
         with (
             self.rules(pipe, request) as make_rule,
-            token_sampler(pipe, make_rule, kv_policy) as trace,
+            self.branches(pipe) as make_branch,
+            token_sampler(pipe, make_rule, kv_policy, make_branch) as trace,
         ):
             yield trace
+
+    def branches(self, pipe: DiffusionPipeline) -> AbstractContextManager[Callable[..., Branch]]:
+        """What makes the memory of a guidance branch; in the block."""
+        from hsa.adapter import Branch
+
+        return nullcontext(Branch)
 
     @contextmanager
     def rules(
