@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.base import save
 from analysis.figures.frontier import frontier
+from analysis.figures.matched import matched
 from analysis.figures.sweep import sweep, sweeps
 from analysis.metrics.latent_error import LatentError
 from analysis.metrics.psnr import PSNR
@@ -20,11 +21,15 @@ DRAW = "import sys; from tests.analysis.test_figures import draw; draw(sys.argv[
 
 
 def draw(folder: str) -> None:
-    """A frontier and a sweep, from nothing."""
+    """A frontier, a sweep and methods at equal runtime, from nothing."""
     summary = summarise(synthetic.frame(("t2v",)), synthetic.runtimes(("t2v",)), synthetic.METRICS)
     save(lambda: frontier(summary, [PSNR()]), Path(folder, "frontier"))
     rows = sweeps(summary)["hsa"]
     save(lambda: sweep(rows, [PSNR()]), Path(folder, "sweep"))
+    near = summary["runtime"].between(0.4, 0.6) & (summary["metric"] == "psnr")
+    settings = summary[near].assign(row=summary["label"], target=0.5)
+    methods = dict(zip(settings["row"], settings["method"], strict=True))
+    save(lambda: matched(settings, PSNR(), methods, 0.05), Path(folder, "matched"))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +50,8 @@ def test_bytes_are_the_same_in_two_processes(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", DRAW, str(there)], cwd=root, check=True)
     names = sorted(path.name for path in here.iterdir())
-    assert names == ["frontier.png", "frontier.svg", "sweep.png", "sweep.svg"]
+    kinds = "frontier", "matched", "sweep"
+    assert names == [f"{kind}.{ending}" for kind in kinds for ending in ("png", "svg")]
     for name in names:
         assert (here / name).read_bytes() == (there / name).read_bytes(), name
 
