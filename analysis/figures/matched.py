@@ -60,13 +60,13 @@ class Matched(Plot):
         if not targets:
             return "No setting has a target runtime."
         return (
-            f"{metric.title}, {task.upper()}, at equal runtime; right is better, each panel has its "
-            "own scale. Mean and 95 % bootstrap interval over prompts; line and band: flow matching "
-            "in fewer steps. Beside a panel the measured share of the reference's runtime; the point "
-            f"is hollow where it is more than {100 * self.tolerance:g} points from the target. "
-            f"{MISSING}: no setting of the method is known that meets the target. Rows are in the "
-            f"order of their means at {_percent(middle(targets))}, those without one in that at the "
-            "other targets."
+            f"{metric.title}, {task.upper()}, at equal runtime; right is better, each panel has "
+            "its own scale. Mean and 95 % bootstrap interval over prompts; line and band: flow "
+            "matching in fewer steps. Beside a panel the measured share of the reference's "
+            f"runtime; the point is hollow where it is more than {100 * self.tolerance:g} points "
+            f"from the target. {MISSING}: no setting of the method is known that meets the target. "
+            f"Rows are in the order of their means at {_percent(middle(targets))}, those without "
+            "one in that at the other targets."
         )
 
 
