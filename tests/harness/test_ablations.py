@@ -40,7 +40,8 @@ def test_settings_to_compare_cost_the_same(name):
     }
     assert len(costs) > 1
     for label, cost in costs.items():
-        assert cost == pytest.approx(0.25 if "HSA-25" in label else 0.5, abs=2e-5), label
+        percent = label[4:6] if label.startswith("HSA-") else 50
+        assert cost == pytest.approx(int(percent) / 100, abs=2e-5), label
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

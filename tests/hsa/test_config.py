@@ -52,7 +52,7 @@ def test_for_runtime_meets_the_runtime(runtime, steps):
 
 
 def test_for_runtime_refreshes_as_often_as_it_can():
-    config = HSAConfig.for_runtime(0.35, steps=40)
+    config = HSAConfig.for_runtime(0.35, steps=40, warmup_steps=5, cooldown_steps=1)
     chosen = config.budgets[:0:-1]
     for middle, low in product(divisors(40)[1:], repeat=2):
         if middle > low and (low, middle) > chosen:
@@ -81,12 +81,24 @@ def test_for_runtime_names_what_can_be_met(runtime):
 
 
 @pytest.mark.parametrize(
-    "runtime, steps, warmup_steps", [(0.25, 40, 5), (0.25, 100, 12), (0.18, 40, 4), (0.5, 8, 2)]
+    "runtime, steps, windows",
+    [
+        (0.25, 40, (3, 1)),
+        (0.5, 40, (7, 2)),
+        (0.75, 40, (11, 3)),
+        (0.5, 100, (18, 6)),
+        (0.5, 8, (2, 1)),
+    ],
 )
-def test_for_runtime_picks_the_longest_warm_up_that_leaves_room(runtime, steps, warmup_steps):
+def test_for_runtime_spends_half_of_it_in_windows(runtime, steps, windows):
     config = HSAConfig.for_runtime(runtime, steps)
-    assert config.warmup_steps == warmup_steps
+    assert (config.warmup_steps, config.cooldown_steps) == windows
     assert config.expected_fraction == pytest.approx(runtime)
+
+
+def test_for_runtime_keeps_the_windows_it_is_given():
+    config = HSAConfig.for_runtime(0.5, 40, warmup_steps=10, cooldown_steps=4)
+    assert (config.warmup_steps, config.cooldown_steps) == (10, 4)
 
 
 F = (0.1, 0.3, 0.6)
