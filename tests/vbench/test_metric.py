@@ -220,6 +220,18 @@ def test_image_to_video_is_compared_with_the_image_it_was_made_from(tmp_path):
         stage(sample, 2, tmp_path, VBench())
 
 
+def test_a_video_that_cannot_be_staged_costs_no_other(tmp_path):
+    _, store, part, calls = counting(tmp_path, CRASH)
+    meta = stored.suite_meta("a cat", part.dimension, image="one.png", ratio="7-4")
+    meta["vbench"]["suite"] = "i2v"
+    animated = stored.write(store, stored.inputs("a cat", meta=meta), stored.clip(0, 1.0, 2, 16))
+    plain = stored.write(store, stored.inputs("a dog"), stored.clip(0, 1.0, 2, 16))
+    refused = "metric.vbench.images: missing, the folder that prompts.images names"
+    assert part.batch([animated, plain]) == [refused, {part.name: 0.9}]
+    crashed = part.batch([animated, plain])
+    assert calls.read_text() == "xx" and crashed[0] == refused and "crashed" in crashed[1]
+
+
 def test_doctor_tells_of_every_dimension(tmp_path, capsys):
     settings = stored.claim_everything(tmp_path)
     FILES["viclip"].find(tmp_path / "weights").unlink()

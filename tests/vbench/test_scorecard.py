@@ -165,10 +165,18 @@ def test_differences_are_paired(bench):
 def test_the_interval_of_a_dimension_is_that_of_its_paired_differences(bench):
     """A dimension alone in its group, with equal weights, has the plain paired bootstrap."""
     reference, fast = bench.cards()
-    rows = [np.array(bench.rows[label, "human_action"])[:, 0] for label in ("fast", "FM")]
+    rows = [np.array(bench.rows[label, "temporal_flickering"])[:, 0] for label in ("fast", "FM")]
     expected = paired(*rows)
-    found = scorecard.difference(fast, reference)["human_action"]
+    found = scorecard.difference(fast, reference)["temporal_flickering"]
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_groups_are_resampled_independently(bench):
+    """Else a total's interval would hold a covariance of prompts that have nothing in common."""
+    card = bench.cards()[0]
+    alone = [group[0] for group in GROUPS if len(group) == 1 and group[0] not in WEIGHTED]
+    correlation = np.corrcoef([card.draws[name] for name in alone])
+    assert np.abs(correlation - np.eye(len(alone))).max() < 0.05
 
 
 def test_the_table_tells_of_protocol_coverage_and_reference(bench):

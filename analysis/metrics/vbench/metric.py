@@ -163,20 +163,24 @@ class VBenchDimension(BatchMetric):
         return bool(about) and about["suite"] == suite and self.dimension in about["dimensions"]
 
     def batch(self, samples: Sequence[StoredSample]) -> list[dict[str, float] | str]:
+        items, failed = [], {}
         with tempfile.TemporaryDirectory() as folder:
+            for i, sample in enumerate(samples):
+                try:
+                    items.append(stage(sample, i, Path(folder), self.settings))
+                except ValueError as error:
+                    failed[str(i)] = str(error)
             try:
-                items = [
-                    stage(sample, i, Path(folder), self.settings)
-                    for i, sample in enumerate(samples)
-                ]
                 reply = self.settings.environment.score(
                     self.dimension, items, self.settings.device, self.settings.offline
                 )
-            except (ScorerError, ValueError) as error:
-                return [str(error)] * len(samples)
-        rows = {row["id"]: row for row in reply["rows"]}
+                rows = {row["id"]: row for row in reply["rows"]}
+                failed |= reply["failed"]
+            except ScorerError as error:
+                rows = {}
+                failed = {item["id"]: str(error) for item in items} | failed
         return [
-            reply["failed"][i] if i in reply["failed"] else self._values(rows[i])
+            failed[i] if i in failed else self._values(rows[i])
             for i in map(str, range(len(samples)))
         ]
 

@@ -268,14 +268,14 @@ def _protocol(
 
 
 def _weights(groups: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """prompt -> (draws,), how often it is drawn."""
+    """prompt -> (draws,), how often it is drawn; groups of one size do not draw alike."""
     members: dict[str, list[str]] = {}
     for prompt, group in sorted(groups.items()):
         members.setdefault(group, []).append(prompt)
     return {
         prompt: column * len(prompts)
-        for prompts in members.values()
-        for prompt, column in zip(prompts, resamples(len(prompts), SEED).T, strict=True)
+        for seed, prompts in enumerate(members.values(), start=SEED)
+        for prompt, column in zip(prompts, resamples(len(prompts), seed).T, strict=True)
     }
 
 
