@@ -84,8 +84,8 @@ def runtimes(plan: Plan, store: Store) -> Runtimes:
 
     Runtimes of two machines do not compare, so only those of the machine that timed the most
     settings count. Nor do those of two passes, between which a machine's pace differs: each is
-    scaled to the pace of all passes by what the reference took beside it, and one without its
-    reference in the same pass does not count.
+    held against what the reference took for the same prompt in the same pass, so that the
+    reference itself takes one time, and one without its reference in the pass does not count.
     """
     rows = [
         {
@@ -178,12 +178,12 @@ def _named(metric: Metric, values: Mapping[str, float] | None) -> Iterator[tuple
 
 
 def _at_one_pace(timings: pd.DataFrame) -> pd.DataFrame:
-    """Seconds times what the reference takes over all passes / what it took in the same one."""
-    seconds = timings.groupby("key")["seconds"].median()
-    in_pass = timings.groupby(["key", "pass"])["seconds"].median().rename("in_pass")
-    usual = timings["reference_key"].map(seconds)
+    """Seconds as shares of what the reference took beside them, times what it usually takes."""
+    references = timings[timings["key"] == timings["reference_key"]]
+    usual = references.groupby("task")["seconds"].median()
+    in_pass = references.groupby(["key", "pass"])["seconds"].median().rename("in_pass")
     beside = timings.join(in_pass, on=["reference_key", "pass"])["in_pass"]
-    return timings.assign(seconds=timings["seconds"] * usual / beside)
+    return timings.assign(seconds=timings["seconds"] / beside * timings["task"].map(usual))
 
 
 def _busiest_machine(timings: pd.DataFrame) -> str | None:
