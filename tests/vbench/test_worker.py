@@ -325,12 +325,11 @@ def test_a_chunk_without_any_object_in_colour_is_no_failure(worker):
     def fail(*_):
         return 0 / 0
 
-    request = {"device": "cpu", "options": {}}
     module = SimpleNamespace(compute_color=fail, compute_scene=fail)
-    aggregate, rows = worker.compute(module, "color", "", None, request)
+    aggregate, rows = worker.compute(module, "color", "", None, "cpu")
     assert math.isnan(aggregate) and rows == []
     with pytest.raises(ZeroDivisionError):
-        worker.compute(module, "scene", "", None, request)
+        worker.compute(module, "scene", "", None, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,6 @@ class Environment:
         items: Sequence[Mapping[str, Any]],
         device: str = "cpu",
         offline: bool = True,
-        options: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """One chunk in one process; request and reply are described in `worker`.
 
@@ -143,7 +142,6 @@ class Environment:
             "device": device,
             "cache_dir": str(self.weights.absolute()),
             "offline": offline,
-            "options": dict(options or {}),
             "items": list(items),
         }
         self.weights.mkdir(parents=True, exist_ok=True)

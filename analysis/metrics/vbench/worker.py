@@ -3,7 +3,7 @@
 Runs under the interpreter of the scorer environment, so it imports nothing of this project. The
 request:
 
-    {"dimension", "device", "cache_dir", "offline", "options": {}, "items":
+    {"dimension", "device", "cache_dir", "offline", "items":
      [{"id", "video", "frames", "prompt", "auxiliary_info"?, "image"?}]}
 
 The reply is `{"ok": true, "rows": [{"id", "value", "weight"}], "failed": {id: why}, "aggregate"}`
@@ -86,7 +86,7 @@ def score(request):
         info = Path(folder, "full_info.json")
         info.write_text(json.dumps([entry(item, dimension) for item in readable]))
         submodules = utils.init_submodules([dimension], local=True)[dimension]
-        result = compute(module, dimension, str(info), submodules, request)
+        result = compute(module, dimension, str(info), submodules, request["device"])
     if errors:
         raise Failure("dimension_failed", f"the captioner failed, upstream hid it: {errors[0]}")
     rows, lost = read(dimension, readable, result[-1])
@@ -180,18 +180,16 @@ def dreamsim_in(folder, cache, module, device):
     os.chdir(folder)
 
 
-def compute(module, dimension, info, submodules, request):
+def compute(module, dimension, info, submodules, device):
     """Upstream's (aggregate, ..., rows); without the graphs for gradients that it keeps, tens of
     gigabytes in scene.
     """
     import torch
 
-    device = torch.device(request["device"])  # upstream takes a text "cuda" for something else
+    device = torch.device(device)  # upstream takes a text "cuda" for something else
     try:
         with torch.no_grad():
-            return getattr(module, f"compute_{dimension}")(
-                info, device, submodules, **request["options"]
-            )
+            return getattr(module, f"compute_{dimension}")(info, device, submodules)
     except ZeroDivisionError:
         if dimension != "color":
             raise
