@@ -14,15 +14,34 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from diffusers import DiffusionPipeline
-    from PIL import Image
+    from PIL.Image import Image
 
     from hsa.trace import Trace
 
 
+def rgb(image: Image | Path) -> Image:
+    """A picture, or the one in a file, in RGB.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    from PIL import Image
+
+    try:
+        return (image if isinstance(image, Image.Image) else Image.open(image)).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"cannot read the image {image}") from error
+
+
 @dataclass(frozen=True)
 class Request:
-    """One video to make. Sizes are in pixels, ``num_frames`` counts decoded frames."""
+    """One video to make. Sizes are in pixels, ``num_frames`` counts decoded frames.
+
+    A file for ``image`` is opened when the video is made: a suite's pictures fit in no memory.
+    """
 
     task: Literal["t2v", "i2v"]
     prompt: str
@@ -34,7 +53,7 @@ class Request:
     width: int
     num_frames: int
     max_sequence_length: int
-    image: Image.Image | None = None
+    image: Image | Path | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def kwargs(self, pipe: DiffusionPipeline) -> dict[str, Any]:
@@ -57,7 +76,7 @@ class Request:
             "guidance_scale": self.guidance_scale,
             "max_sequence_length": self.max_sequence_length,
             "generator": torch.Generator("cpu").manual_seed(self.seed),
-            **({"image": self.image} if self.task == "i2v" else {}),
+            **({"image": rgb(self.image)} if self.task == "i2v" else {}),
             **self.extra,
         }
         accepted = inspect.signature(pipe.__call__).parameters

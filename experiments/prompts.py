@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from baselines.base import rgb
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,13 +20,13 @@ if TYPE_CHECKING:
 class Prompt:
     """One prompt. `id` is unique within its set and never becomes a file name.
 
-    `image` is the first frame for image-to-video; `meta` is JSON: what a metric may check the
-    video against (the embedded model's captions say colour, shape, direction, ...).
+    `image` is the first frame for image-to-video, or its file; `meta` is JSON: what a metric may
+    check the video against (the embedded model's captions say colour, shape, direction, ...).
     """
 
     id: str
     text: str
-    image: Image | None = None
+    image: Image | Path | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -32,8 +34,10 @@ class Prompt:
         """Hash of the RGB pixels and their size: the same picture is the same request."""
         if self.image is None:
             return None
-        rgb = self.image.convert("RGB")
-        return hashlib.sha256(f"{rgb.size}".encode() + rgb.tobytes()).hexdigest()
+        if isinstance(self.image, Path):
+            written = self.image.stat().st_mtime_ns
+            return _file_sha256(self.image, written)
+        return _sha256(self.image)
 
 
 def from_texts(texts: Sequence[str]) -> list[Prompt]:
@@ -88,6 +92,21 @@ def for_model(
     return found
 
 
+def readable(path: Path, where: str) -> Path:
+    """The path of a picture, of which no more than the head is read.
+
+    Raises:
+        ValueError: there is none; the line begins with `where`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path):
+            return path
+    except OSError as error:
+        raise ValueError(f"{where}: cannot read the image {path}") from error
+
+
 def stand_ins(size: int) -> list[Prompt]:
     """As many prompts as a suite that is not installed has: to be counted, not to be made."""
     from PIL import Image
@@ -106,14 +125,16 @@ def _from_json(line: str, index: int, file: Path) -> Prompt:
         raise ValueError(f"{where} is not an object with a `text`")
     if unknown := sorted(entry.keys() - {"id", "text", "image", "meta"}):
         raise ValueError(f"{where} has unknown keys: {', '.join(unknown)}")
-    image = _open(file.parent / entry["image"], where) if entry.get("image") else None
+    image = readable(file.parent / entry["image"], where) if entry.get("image") else None
     return Prompt(str(entry.get("id", f"{index:04d}")), entry["text"], image, entry.get("meta", {}))
 
 
-def _open(path: Path, where: str) -> Image:
-    from PIL import Image
+def _sha256(image: Image | Path) -> str:
+    picture = rgb(image)
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
 
-    try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"{where}: cannot read the image {path}") from error
+
+@cache
+def _file_sha256(path: Path, written: int) -> str:
+    """Prompts of a suite share pictures; `written` is when the file was."""
+    return _sha256(path)

@@ -244,8 +244,7 @@ def _first_frame(
     record: Mapping[str, Any], about: Mapping[str, Any], images: str | None, target: Path
 ) -> Path:
     """The picture in RGB, which upstream expects without asking."""
-    from PIL import Image
-
+    from baselines.base import rgb
     from experiments.prompts import Prompt
 
     if images is None:
@@ -253,8 +252,7 @@ def _first_frame(
     path = Path(images).expanduser() / about["ratio"] / about["image"]
     if not path.is_file():
         raise ValueError(f"no image {path}; metric.vbench.images is what prompts.images was")
-    picture = Image.open(path).convert("RGB")
-    if Prompt("", "", picture).image_sha256 != record["request"]["image_sha256"]:
+    if Prompt("", "", path).image_sha256 != record["request"]["image_sha256"]:
         raise ValueError(f"{path}: not the image that the video was made from")
-    picture.save(target)
+    rgb(path).save(target)
     return target

@@ -11,17 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.metrics.vbench.environment import DEFAULT_PYTHON, SETUP
 from analysis.metrics.vbench.presets import choose, select
 from analysis.metrics.vbench.weights import DEFAULT_FOLDER
-from experiments.prompts import Prompt
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from experiments.prompts import Prompt, readable
 
 COMMIT = "45e79ec14e69a2187202c675d2dbce1a71843d53"
 
@@ -183,16 +179,6 @@ def _prompts(
         if pictures:
             name = entries[first]["image_name"]
             about |= {"image": name, "ratio": ratio}
-            image = _picture(pictures / name)
+            image = readable(pictures / name, "prompts.images")
         prompts.append(Prompt(f"vbench-{first:04d}", texts[last], image, {"vbench": about}))
     return prompts
-
-
-@cache
-def _picture(path: Path) -> Image:
-    from PIL import Image
-
-    try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"cannot read the suite's image {path}") from error
