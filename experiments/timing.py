@@ -2,16 +2,16 @@
 
 Settings take turns, so that a machine that gets slower or faster does so for all of them. Between
 passes, days apart, it differs by ten percent: every pass therefore runs the references of what it
-times beside it, and `analysis.frame` compares within a pass. The first run on each pipeline is a
-warm-up; the memory that a cell holds between its steps is counted once, in a run of its own that is
-not timed. Records are appended per machine.
+times beside it, again and again, and `analysis.frame` compares within a pass. The first run on each
+pipeline is a warm-up; the memory that a cell holds between its steps is counted once, in a run of
+its own that is not timed. Records are appended per machine.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from experiments import provenance
@@ -22,12 +22,14 @@ from experiments.memory import held
 from experiments.plan import Plan
 from experiments.store import Store
 
+BESIDE = 8  # runs that share one of their reference: a slow one must not make all others look fast
+
 
 def untimed(plan: Plan, store: Store, config: TimingConfig, machine: str) -> list[Cell]:
     """The runs to make, in order: of each setting's first stored cells as many as are missing.
 
-    In every round the references of its cells run again. Only timings of a pass that timed the
-    cell's reference too count as made.
+    The references of its cells run first in every round and after each `BESIDE` runs. Only timings
+    of a pass that timed the cell's reference too count as made.
     """
     stored = {cell.key: cell for cell in plan.stored(store)}
     chosen, count = [], Counter()
@@ -39,9 +41,18 @@ def untimed(plan: Plan, store: Store, config: TimingConfig, machine: str) -> lis
     runs = []
     for turn in range(config.repeats):
         missing = [cell for cell in chosen if have[cell.key] <= turn]
-        keys = {cell.key for cell in missing} | {cell.reference_key for cell in missing}
-        runs += [cell for cell in stored.values() if cell.key in keys]
+        runs += _beside_references(missing, stored)
     return runs
+
+
+def _beside_references(cells: Sequence[Cell], stored: Mapping[str, Cell]) -> Iterator[Cell]:
+    runs = Counter()
+    for cell in cells:
+        if runs[cell.reference_key] % BESIDE == 0:
+            yield stored[cell.reference_key]
+        if cell.key != cell.reference_key:
+            yield cell
+        runs[cell.reference_key] += 1
 
 
 def measure(cells: list[Cell], worker: Worker) -> Iterator[Cell]:

@@ -49,6 +49,12 @@ def test_settings_take_turns(worker, cells):
     assert labels(tiny_plan(ONE), worker.store, TWICE) == [*every, *every]
 
 
+def test_the_reference_runs_again_after_some_others(worker, cells, monkeypatch):
+    monkeypatch.setattr("experiments.timing.BESIDE", 2)
+    found = labels(tiny_plan(ONE), worker.store, TimingConfig(repeats=1, prompts=1))
+    assert found == ["FM T=4", "FM T=2", "FM T=4", "uniform", "HSA"]
+
+
 def test_what_is_added_later_is_timed_beside_the_reference(worker, cells):
     store, reference, uniform, hsa = worker.store, cells["FM T=4"], cells["uniform"], cells["HSA"]
     first = Plan((reference, uniform))
