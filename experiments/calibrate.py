@@ -18,7 +18,6 @@ from experiments.config import Experiment, Setting, build
 from experiments.errors import UserError, one_line
 from experiments.execute import Video, Worker, sample
 from experiments.match import (
-    TOLERANCE,
     Match,
     Matches,
     Timed,
@@ -93,7 +92,7 @@ def _match(setting: Setting, runs: _Runs) -> Match | None:
         task=runs.task,
         target=target,
         fields=turned_fields(method, method.turned(value)),
-        reached=abs(timed.runtime - target) <= TOLERANCE,
+        reached=timed.meets(target),
         work=runs.work(value),
         provenance=runs.provenance,
         **asdict(timed),

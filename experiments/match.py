@@ -31,6 +31,9 @@ class Timed:
     low: float
     high: float
 
+    def meets(self, target: float) -> bool:
+        return self.low - TOLERANCE <= target <= self.high + TOLERANCE
+
 
 @dataclass(frozen=True)
 class Match:
@@ -40,7 +43,8 @@ class Match:
         key: of what was asked for, see `match_key`.
         label: of the setting, for the reader.
         fields: of the method, with the values that meet the target.
-        reached: whether the runtime is within TOLERANCE of the target; else it is the closest.
+        reached: whether the target lies within the quartiles of the runtime, or no further than
+            TOLERANCE outside; else it is the closest.
         work: share of the reference's block rows that was computed.
         provenance: weights, prompts, machine, commit, ...
     """

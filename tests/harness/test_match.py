@@ -180,3 +180,8 @@ def test_calibrate_goes_on_after_a_method_that_cannot_run(tmp_path, capsys):
     assert "hsa_50 target=0.5 (t2v): hsa.budgets" in shown
     assert "static_uniform target=0.5 t2v at 50%" in shown
     assert len((tmp_path / "tiny.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("target, meets", [(0.5, True), (0.54, True), (0.46, True), (0.55, False)])
+def test_a_noisy_runtime_meets_what_its_quartiles_come_near(target, meets):
+    assert Timed(0.49, 0.48, 0.52).meets(target) == meets
