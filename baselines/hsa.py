@@ -76,7 +76,8 @@ class HSA(Method):
         )
 
     def neutral(self, request: Request) -> HSA:
-        return replace(self, budgets=(request.steps,), fractions=(1.0,), thresholds=None)
+        one_group = {"budgets": (request.steps,), "fractions": (1.0,), "thresholds": None}
+        return replace(self, **one_group, warmup_steps=2, cooldown_steps=0)
 
     def attach(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[Trace]:
         from hsa import apply_hsa
