@@ -252,7 +252,8 @@ def _first_frame(
     path = Path(images).expanduser() / about["ratio"] / about["image"]
     if not path.is_file():
         raise ValueError(f"no image {path}; metric.vbench.images is what prompts.images was")
-    if Prompt("", "", path).image_sha256 != record["request"]["image_sha256"]:
+    picture = rgb(path)
+    if Prompt("", "", picture).image_sha256 != record["request"]["image_sha256"]:
         raise ValueError(f"{path}: not the image that the video was made from")
-    rgb(path).save(target)
+    picture.save(target)
     return target
