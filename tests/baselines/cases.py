@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from baselines.base import Method, Request
 from hsa.trace import Trace, blocks, experts
@@ -39,7 +39,11 @@ MEASURED = {
         }
     }
 }
-METHODS = {path.stem: path for path in sorted(Path("conf/method").glob("*.yaml"))}
+with initialize_config_module("conf", version_base="1.3"):
+    METHODS = {
+        name: compose(f"method/{name}").method
+        for name in sorted(path.stem for path in Path("conf/method").glob("*.yaml"))
+    }
 
 PIPELINES = {
     "wan_t2v": pipelines.wan_t2v,
@@ -75,7 +79,7 @@ def method(name: str, pipeline: str = "wan_t2v") -> Method:
     """As its yaml has it, but for what skips something on random weights of this pipeline."""
     measured = MEASURED.get(name, {}) if pipeline.startswith("ltx2") else {}
     settings = ON_RANDOM_WEIGHTS.get(name, {}) | measured
-    return instantiate(OmegaConf.load(METHODS[name]), **settings)
+    return instantiate(METHODS[name], **settings)
 
 
 def steps_of(method: Method) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image
 
 from experiments.config import load_experiment
@@ -29,7 +28,7 @@ def model():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_output_is_that_of_its_version(model, name):
-    version = instantiate(OmegaConf.load(METHODS[name])).version
+    version = instantiate(METHODS[name]).version
     (cell,) = plan(load_experiment([f"method={name}", "reference=null", "limit=1"])).cells
     video = (sample(model, cell).output * 255).round().astype(np.uint8)
     frames = np.concatenate(list(video), axis=1)

@@ -86,10 +86,11 @@ def test_unknown_pipeline_argument_is_named():
 
 def test_planning_needs_no_torch():
     code = (
-        "import sys; from pathlib import Path; from hydra.utils import instantiate;"
-        "from omegaconf import OmegaConf; from baselines.base import Request;"
+        "import sys; from baselines.base import Request; from experiments import config;"
         "request = Request('t2v', '', '', 0, 40, 4.0, 32, 32, 9, 16);"
-        "[instantiate(OmegaConf.load(y)).validate(request) for y in Path('conf/method').iterdir()];"
+        "methods = 'method=' + ','.join(config.group_choices('method'));"
+        "settings = config.load_experiment([methods], multirun=True).settings;"
+        "[config.build(setting.config.method, 'method').validate(request) for setting in settings];"
         "assert not {'torch', 'diffusers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
