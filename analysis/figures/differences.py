@@ -16,6 +16,7 @@ from analysis.frame import by_prompt, per_video
 from analysis.metrics.base import Metric
 from analysis.stats import Estimate, paired
 from analysis.tables import difference, heading
+from experiments.errors import UserError
 
 ROW, MARGIN = 0.17, 0.75  # inches
 Rows = dict[str, dict[str, Estimate]]  # what is subtracted -> setting -> difference
@@ -40,7 +41,7 @@ class Differences(Plot):
             labels = list(results.settings(task))
             if unknown := sorted(set(self.against.values()) - set(labels)):
                 choices = ", ".join(labels)
-                raise ValueError(f"figure.differences.against={unknown}: choose of {choices}")
+                raise UserError(f"figure.differences.against={unknown}: choose {choices}")
             frame = results.frame[results.frame["task"] == task]
             metrics = [metric for metric in results.metrics if "." not in metric.name]
             found = {metric: differences(frame, metric, self.against) for metric in metrics}

@@ -3,10 +3,13 @@
 import matplotlib.colors
 import pytest
 
-from analysis.figures.base import PALETTE
-from analysis.figures.differences import differences, draw_differences
+from analysis.figures.base import PALETTE, Results
+from analysis.figures.differences import Differences, differences, draw_differences
+from analysis.frame import runtimes, tidy
 from analysis.metrics.latent_error import LatentError
 from analysis.metrics.psnr import PSNR
+from analysis.summary import summarise
+from experiments.errors import UserError
 from tests.analysis import synthetic
 
 AGAINST = {"FM": "FM T=20", "HSA": "FM T=10", "HSA-25": "FM T=8"}
@@ -62,3 +65,12 @@ def test_right_is_better_and_every_number_is_written(frame):
         }
         assert {at: matplotlib.colors.to_hex(c).upper() for at, c in points.items()} == expected
         assert len(ax.texts) == len(expected)
+
+
+def test_a_label_that_no_setting_has_is_refused_with_the_choices(results):
+    (plan, store), metrics = results, [PSNR()]
+    frame = tidy(plan, store, metrics)
+    summary = summarise(frame, runtimes(plan, store), metrics)
+    shown = Results(plan, store, frame, summary, metrics, metrics)
+    with pytest.raises(UserError, match=r"against=\['FM T=50'\]: choose FM T=40, FM T=20"):
+        list(Differences(against={"HSA": "FM T=50"}).drawings(shown))
