@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -112,6 +113,7 @@ class _Runs:
         self._reference = build(setting.reference.config.method, "reference.method")
         self._worker = worker
         self._work: dict[float, float] = {}
+        self._ratios: dict[float, list[float]] = defaultdict(list)
         self._warm = False
         self.method = self._cells[0].method
         self.task = self._cells[0].task
@@ -143,17 +145,20 @@ class _Runs:
         return self._work[value]
 
     def time(self, value: float) -> Timed:
-        """Ratios of the denoising times of pairs of runs, one right after the other."""
+        """Ratios of the denoising times of pairs of runs, one right after the other.
+
+        Of all pairs since the first call: every call adds some.
+        """
         method, config = self.method.turned(value), self._config.timing
         if not self._warm:
             self._seconds(self._cells[0], self._reference)
             self._warm = True
-        ratios = [
+        self._ratios[value] += [
             self._seconds(cell, method) / self._seconds(cell, self._reference)
             for _ in range(config.repeats)
             for cell in self._cells[: config.prompts]
         ]
-        low, median, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+        low, median, high = np.quantile(self._ratios[value], [0.25, 0.5, 0.75]).tolist()
         return Timed(median, low, high)
 
     def _seconds(self, cell: Cell, method: Method) -> float:

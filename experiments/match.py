@@ -143,18 +143,20 @@ def search(
 
     First by bisection on counted work, which is exact and cheap to compare; then the value found
     is timed, and where its runtime misses the target the bisection is aimed higher or lower by as
-    much, until it meets the target or nothing new comes up.
+    much, until it meets the target or the same value comes up twice running. One that comes up
+    later is timed again: its first runs may have been slow ones.
 
     Args:
         ends: of the knob's range; whole numbers where only those may be tried.
         work: share of the reference's work at a value, monotone; asked again for the same values.
+        time: times a value some more and tells what all its runs say.
         resolution: difference in work that is as good as none.
     """
     timed: dict[float, Timed] = {}
-    aim = target
+    aim, value = target, None
     for _ in range(ROUNDS):
-        value = bisect(aim, ends, work, resolution)
-        if value in timed:
+        last, value = value, bisect(aim, ends, work, resolution)
+        if value == last:
             break
         timed[value] = time(value)
         miss = target - timed[value].runtime
