@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from baselines.base import Method, Request, is_count, require
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 
 @dataclass(frozen=True)
@@ -38,18 +34,3 @@ class FlowMatching(Method):
 
     def neutral(self, request: Request) -> FlowMatching:
         return FlowMatching()
-
-
-@dataclass(frozen=True)
-class NativeSampler(FlowMatching):
-    """Flow matching with the scheduler that the model ships: UniPC on Wan.
-
-    An extra row beside the comparison, in which every method samples with Euler.
-    """
-
-    version: ClassVar[int] = 1
-    paper: ClassVar[str] = "the model's own"
-    deviations: ClassVar[tuple[str, ...]] = ("the model's own scheduler instead of Euler",)
-
-    def sampler(self, pipe: DiffusionPipeline) -> AbstractContextManager[None]:
-        return nullcontext()

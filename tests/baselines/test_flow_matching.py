@@ -4,7 +4,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from baselines.flow_matching import FlowMatching, NativeSampler
+from baselines.flow_matching import FlowMatching
+from baselines.native_sampler import NativeSampler
 from hsa.schedulers import EulerFlowMatch
 from tests.baselines.cases import PIPELINES, latents, request, sample
 

@@ -12,6 +12,8 @@ from baselines.flow_matching import FlowMatching
 from baselines.hsa import HSA
 from baselines.static_mask import ExplicitMask, IntervalMask
 from baselines.teacache import TeaCache
+from experiments.config import load_experiment
+from experiments.plan import plan
 from hsa import HSAConfig
 from tests.baselines import cases
 
@@ -82,6 +84,12 @@ def test_unknown_pipeline_argument_is_named():
     pipe = cases.PIPELINES["wan_t2v"]()
     with pytest.raises(ValueError, match="WanPipeline does not take frame_rate; choices: prompt, "):
         cases.request(pipe, frame_rate=24).kwargs(pipe)
+
+
+def test_no_two_yamls_are_stored_under_one_key():
+    overrides = ["prompts=texts", "prompts.texts=[a circle]", f"method={','.join(cases.METHODS)}"]
+    cells = plan(load_experiment(overrides, multirun=True)).cells
+    assert len({cell.key for cell in cells}) == len(cases.METHODS)
 
 
 def test_planning_needs_no_torch():
