@@ -61,8 +61,9 @@ def calibrate(cells: Sequence[Cell], worker: Worker) -> dict[str, Any]:
 def match(experiment: Experiment, worker: Worker) -> Iterator[Match | UserError]:
     """Meet the target of every setting, in each of its tasks; yields each match when it is stored.
 
-    What is stored already for the same weights is not searched again. For a setting that cannot
-    run, or has no knob or reference, the error is yielded and the others go on.
+    What is stored already, for the same weights and version and on this machine, is yielded as it
+    is. For a setting that cannot run, or has no knob or reference, the error is yielded and the
+    others go on.
     """
     runs: dict[str, _Runs] = {}  # targets of one method share what was run
     for setting in experiment.settings:
@@ -72,20 +73,20 @@ def match(experiment: Experiment, worker: Worker) -> Iterator[Match | UserError]
             try:
                 if signature not in runs:
                     runs[signature] = _Runs(replace(setting, config=config), worker)
-                if found := _match(setting, runs[signature]):
-                    yield found
+                yield _match(setting, runs[signature])
             except (UserError, ValueError) as error:
                 yield UserError(f"{setting.label} ({task}): {one_line(error)}")
 
 
-def _match(setting: Setting, runs: _Runs) -> Match | None:
-    """Search and store; None where that was done before."""
+def _match(setting: Setting, runs: _Runs) -> Match:
+    """Search and store, unless that was done before."""
     config, target, method = setting.config, setting.config.target, runs.method
     require_knob(method, setting.label, target)
     key, matches = match_key(config, method, runs.task, target), Matches.of(config)
     known = matches.get(key)
-    if known and known.provenance["weights"] == runs.provenance["weights"]:
-        return None
+    decisive = ("weights", "version", "machine")
+    if known and all(known.provenance[name] == runs.provenance[name] for name in decisive):
+        return known
     value, timed = search(target, method.knob[1:], runs.work, runs.time, 0.5 / runs.steps)
     found = Match(
         key=key,

@@ -78,6 +78,13 @@ class Session:
     def store(self) -> Store:
         return Store(self.config.store)
 
+    @cached_property
+    def engine(self) -> Engine:
+        engine = build(self.config.engine, "engine")
+        if self.config.shard and not engine.partial:
+            raise UserError(f"shard={self.config.shard} has no effect without engine=shard")
+        return engine
+
     def metrics(self) -> list[Metric]:
         built = (build(node, f"metric.{name}") for name, node in self.config.metric.items())
         return [part for metric in built for part in metric.parts()]
@@ -124,10 +131,7 @@ def run(session: Session) -> int:
 
     With `metric=[]` there is nothing to score and report.
     """
-    config, store = session.config, session.store
-    engine = build(config.engine, "engine")
-    if config.shard and not engine.partial:
-        raise UserError(f"shard={config.shard} has no effect without engine=shard")
+    config, store, engine = session.config, session.store, session.engine
     session.metrics()
     if config.logger.get("_target_"):
         build(config.logger, "logger")
@@ -136,9 +140,9 @@ def run(session: Session) -> int:
     store.clean()
     _set_aside_damaged(session, cells)
     missing = engine.share(cells.missing(store))
-    _announce(session, cells, missing, engine)
-    worker = _worker(session, engine)
-    failed = _generate(session, missing, engine, worker) if missing else 0
+    _announce(session, cells, missing)
+    worker = _worker(session)
+    failed = _generate(session, missing, worker) if missing else 0
     if engine.partial:
         session.console.print(f"shard {config.shard} is done; a run without shard reports")
         return 1 if failed else 0
@@ -152,7 +156,7 @@ def run(session: Session) -> int:
 def show_plan(session: Session) -> int:
     """Settings with what they will cost; the last lines sum up and say where times come from."""
     cells, store = plan(session.experiment, count_only=True), session.store
-    engine = build(session.config.engine, "engine")
+    share = session.engine.share(cells.missing(store))
     table = Table(box=None, header_style="bold")
     for name in ("setting", "task"):
         table.add_column(name)
@@ -171,7 +175,7 @@ def show_plan(session: Session) -> int:
             _kept(group[0]),
         )
     session.console.print(table)
-    _announce(session, cells, engine.share(cells.missing(store)), engine)
+    _announce(session, cells, share)
     return 0
 
 
@@ -186,8 +190,8 @@ def _kept(cell: Cell) -> str:
 
 def score(session: Session) -> int:
     """All of it, or the engine's share: machines that score divide the videos among themselves."""
-    cells, engine = plan(session.experiment), build(session.config.engine, "engine")
-    _score(session, replace(cells, cells=tuple(engine.share(cells.cells))))
+    cells = plan(session.experiment)
+    _score(session, replace(cells, cells=tuple(session.engine.share(cells.cells))))
     return 0
 
 
@@ -246,16 +250,14 @@ def calibrate(session: Session) -> int:
 
     settings = session.experiment.settings
     if any(setting.config.target is not None for setting in settings):
-        engine = build(session.config.engine, "engine")
         failed = False
-        for found in match(session.experiment, _worker(session, engine)):
+        for found in match(session.experiment, _worker(session)):
             session.console.print(str(found))
             failed |= isinstance(found, UserError)
         return 1 if failed else 0
     label = settings[0].label
     cells = [cell for cell in plan(session.experiment).cells if cell.label == label]
-    engine = build(session.config.engine, "engine")
-    found = calibrate(cells, _worker(session, engine))
+    found = calibrate(cells, _worker(session))
     print(OmegaConf.to_yaml(OmegaConf.create(found)), end="")
     return 0
 
@@ -273,7 +275,7 @@ def bench_methods(session: Session) -> int:
     """Measure what methods cost beside their work; written to results/bench_methods."""
     from experiments.bench import methods
 
-    worker = _worker(session, build(session.config.engine, "engine"))
+    worker = _worker(session)
     settings = session.experiment.settings
     costs = list(session.track(methods.bench(session.experiment, worker), len(settings), "measure"))
     return _bench(session, "bench_methods", methods.tables(costs), methods.rows(costs))
@@ -355,7 +357,7 @@ def _set_aside_damaged(session: Session, cells: Plan) -> None:
             store.quarantine(folder)
 
 
-def _announce(session: Session, cells: Plan, missing: Sequence[Cell], engine: Engine) -> None:
+def _announce(session: Session, cells: Plan, missing: Sequence[Cell]) -> None:
     total = len(cells.cells)
     stored = total - len(cells.missing(session.store))
     line = f"{session.config.name}: {total} videos, "
@@ -366,7 +368,7 @@ def _announce(session: Session, cells: Plan, missing: Sequence[Cell], engine: En
         line += f"{stored} cached, {len(missing)} to make, "
         if cost.seconds:
             line += "at most " if cost.at_most else "about "
-            line += duration(cost.seconds / engine.workers)
+            line += duration(cost.seconds / session.engine.workers)
             line += f" ({cost.basis()})"
         else:
             line += "time unknown yet"
@@ -376,11 +378,11 @@ def _announce(session: Session, cells: Plan, missing: Sequence[Cell], engine: En
         session.console.print(note)
 
 
-def _generate(session: Session, missing: Sequence[Cell], engine: Engine, worker: Worker) -> int:
+def _generate(session: Session, missing: Sequence[Cell], worker: Worker) -> int:
     """Make the missing cells; returns how many failed."""
     session.store.require_writable()
     failed = 0
-    outcomes = engine.generate(missing, worker)
+    outcomes = session.engine.generate(missing, worker)
     for outcome in session.track(outcomes, len(missing), "generate"):
         if outcome.error:
             failed += 1
@@ -402,13 +404,13 @@ def _time(session: Session, cells: Plan, worker: Worker) -> None:
             pass
 
 
-def _worker(session: Session, engine: Engine) -> Worker:
+def _worker(session: Session) -> Worker:
     import torch
 
     from experiments.execute import Worker
 
-    if engine.threads:
-        torch.set_num_threads(engine.threads)
+    if session.engine.threads:
+        torch.set_num_threads(session.engine.threads)
     return Worker(session.store)
 
 

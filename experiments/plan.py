@@ -116,7 +116,10 @@ class _Builder:
                 "`hsa-bench calibrate` with the same arguments finds it"
             )
         if self._stale:
-            notes.append(f"{self._stale} settings were matched on other weights; calibrate again")
+            notes.append(
+                f"{self._stale} settings were matched with other weights or an older version of "
+                "their method; calibrate again"
+            )
         return tuple(notes)
 
     def source(self, setting: Setting) -> _Source:
@@ -166,7 +169,8 @@ class _Builder:
             if match is None:
                 self._unmatched.append(f"{label} ({task})")
                 continue
-            self._stale += match.provenance["weights"] != identity
+            now = {"weights": identity, "version": method.version}
+            self._stale += any(match.provenance[name] != value for name, value in now.items())
             if match.reached:
                 methods[task] = matched(method, match)
             else:

@@ -215,9 +215,9 @@ class Store:
 
     def clean(self) -> None:
         """Remove what killed writers of this machine left half written."""
-        for path in self.root.glob(f".tmp/{socket.gethostname()}-*"):
-            pid = int(path.name.rsplit("-", 2)[-2])
-            if not _is_alive(pid):
+        for path in self.root.glob(".tmp/*-*-*"):
+            host, pid, _ = path.name.rsplit("-", 2)
+            if host == socket.gethostname() and not _is_alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
 
     # Timings, scores, failures

@@ -2,15 +2,15 @@
 
 Settings take turns, so that a machine that gets slower or faster does so for all of them. Between
 passes, days apart, it differs by ten percent: every pass therefore runs the references of what it
-times beside it, again and again, and `analysis.frame` compares within a pass. The first run on each
-pipeline is a warm-up; the memory that a cell holds between its steps is counted once, in a run of
-its own that is not timed. Records are appended per machine.
+times beside it, again and again, and `analysis.frame` compares within a pass. The first run of each
+method on each pipeline is a warm-up; the memory that a cell holds between its steps is counted
+once, in a run of its own that is not timed. Records are appended per machine.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
@@ -26,16 +26,18 @@ BESIDE = 8  # runs that share one of their reference: a slow one must not make a
 
 
 def untimed(plan: Plan, store: Store, config: TimingConfig, machine: str) -> list[Cell]:
-    """The runs to make, in order: of each setting's first stored cells as many as are missing.
+    """The runs to make, in order: of each setting's first stored prompts as many as are missing.
 
-    The references of its cells run first in every round and after each `BESIDE` runs. Only timings
-    of a pass that timed the cell's reference too count as made.
+    Of several seeds of a prompt the first is timed. The references run first in every round and
+    after each `BESIDE` runs. Only timings of a pass that timed the cell's reference too count as
+    made.
     """
     stored = {cell.key: cell for cell in plan.stored(store)}
-    chosen, count = [], Counter()
+    chosen, prompts = [], defaultdict(set)
     for cell in stored.values():
-        if cell.reference_key in stored and count[cell.setting] < config.prompts:
-            count[cell.setting] += 1
+        taken, prompt = prompts[cell.setting], cell.inputs["request"]["prompt_id"]
+        if cell.reference_key in stored and prompt not in taken and len(taken) < config.prompts:
+            taken.add(prompt)
             chosen.append(cell)
     have = {cell.key: _made(cell, store, machine) for cell in chosen}
     runs = []
@@ -63,14 +65,14 @@ def measure(cells: list[Cell], worker: Worker) -> Iterator[Cell]:
     warm = set()
     for cell in cells:
         model = worker.model(cell.config.model)
-        pipeline = (cell.config.model.name, cell.task)
+        kind = (cell.config.model.name, cell.task, type(cell.method))
         if held_bytes[cell.key] is None:
             with held() as memory:
                 sample(model, cell, output_type="latent", each_step=memory.note)
             held_bytes[cell.key] = memory.peak
-        elif pipeline not in warm:
+        elif kind not in warm:
             sample(model, cell, output_type="latent")
-        warm.add(pipeline)
+        warm.add(kind)
         load = provenance.load()
         watch = sample(model, cell, output_type="latent").watch
         timing = {

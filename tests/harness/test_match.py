@@ -8,6 +8,7 @@ from statistics import median
 
 import pytest
 
+from baselines.static_mask import IntervalMask
 from experiments.config import load_experiment
 from experiments.match import TOLERANCE, Match, Matches, Timed, bisect, match_key, search
 from experiments.plan import plan
@@ -115,7 +116,7 @@ def store(tmp_path, experiment, **found) -> Match:
         "low": 0.5,
         "high": 0.52,
         "work": 0.25,
-        "provenance": {"weights": {"weights": "random"}},
+        "provenance": {"weights": {"weights": "random"}, "version": cell.method.version},
     }
     match = Match(**given | found)
     Matches.of(config).add(match)
@@ -145,11 +146,18 @@ def test_what_is_out_of_reach_is_left_out_and_said(tmp_path):
     assert "out of reach" in str(match) and "51.0%" in str(match)
 
 
-def test_a_match_on_other_weights_is_said(tmp_path):
+@pytest.mark.parametrize(
+    "made_with",
+    [
+        {"weights": {"weights": "older"}, "version": IntervalMask.version},
+        {"weights": {"weights": "random"}, "version": 0},
+    ],
+)
+def test_a_match_of_other_weights_or_an_older_version_is_said(made_with, tmp_path):
     experiment = settings(tmp_path)
-    store(tmp_path, experiment, provenance={"weights": {"weights": "older"}})
+    store(tmp_path, experiment, provenance=made_with)
     (note,) = plan(experiment).notes
-    assert note.startswith("1 settings were matched on other weights")
+    assert note.startswith("1 settings were matched with other weights or an older version")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +195,21 @@ def test_calibrate_stores_what_it_counted(tmp_path, capsys):
         assert match.provenance["commit"] and match.provenance["machine"]
         assert str(match) in shown
     assert hsa_bench("calibrate", tmp_path, "-m", *arguments, "target=0.5,0.25") == 0
+    assert capsys.readouterr().out == shown
     assert (tmp_path / "tiny.jsonl").read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize("decisive", ["machine", "version", "weights"])
+def test_what_was_found_elsewhere_is_searched_again(decisive, tmp_path):
+    arguments = [*UNIFORM, f"matched={tmp_path}", "timing.repeats=1", "target=0.5"]
+    assert hsa_bench("calibrate", tmp_path, *arguments) == 0
+    path = tmp_path / "tiny.jsonl"
+    match = json.loads(path.read_text())
+    match["provenance"][decisive] = "another"
+    path.write_text(json.dumps(match) + "\n")
+    assert hsa_bench("calibrate", tmp_path, *arguments) == 0
+    (_, again) = path.read_text().splitlines()
+    assert json.loads(again)["provenance"][decisive] != "another"
 
 
 def test_calibrate_goes_on_after_a_method_that_cannot_run(tmp_path, capsys):

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -116,6 +117,16 @@ def test_killed_writers_leave_whole_records_or_none(store):
     alone = Store(store.root.parent / "alone")
     _write_all(alone.root, range(40))
     assert hashes(store) == hashes(alone)
+
+
+def test_what_another_machine_writes_is_left_alone(store):
+    """The name of one host may begin like another's; pids of both mean nothing to each other."""
+    gone, here = 2**22 + 1, socket.gethostname()  # above the largest pid
+    folders = [store.root / ".tmp" / f"{host}-{gone}-abc" for host in (here, f"{here}-2")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    store.clean()
+    assert [folder.exists() for folder in folders] == [False, True]
 
 
 def _truncate(path):

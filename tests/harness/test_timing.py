@@ -49,6 +49,15 @@ def test_settings_take_turns(worker, cells):
     assert labels(tiny_plan(ONE), worker.store, TWICE) == [*every, *every]
 
 
+def test_prompts_are_counted_and_not_their_seeds(tmp_path):
+    two = ["prompts.texts=[a red circle, a blue square]", "seeds=[0,1]"]
+    assert hsa_bench("run", tmp_path, TINY, *two, "metric=[]", "timing.repeats=0") == 0
+    config = TimingConfig(repeats=1, prompts=2)
+    runs = untimed(tiny_plan(*two), Store(tmp_path / "store"), config, machine().name)
+    asked = [cell.inputs["request"] for cell in runs if cell.label == "uniform"]
+    assert [(a["prompt"], a["seed"]) for a in asked] == [("a red circle", 0), ("a blue square", 0)]
+
+
 def test_the_reference_runs_again_after_some_others(worker, cells, monkeypatch):
     monkeypatch.setattr("experiments.timing.BESIDE", 2)
     found = labels(tiny_plan(ONE), worker.store, TimingConfig(repeats=1, prompts=1))
