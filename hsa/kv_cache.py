@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hsa.allocation import Rows
+from hsa.memory import piece
 
 FP8 = torch.float8_e4m3fn
 FP8_TOP = 440.0  # of 448: rounding a scale to the model's dtype must not push past the largest
@@ -89,6 +90,35 @@ class Transfers:
             tensor.record_stream(stream)
 
 
+class HostTensor:
+    """A tensor (B, ...) on the host, each sample in pieces so that pinning wastes little."""
+
+    def __init__(self, like: Tensor, pinned: bool) -> None:
+        self.shape, self.dtype = like.shape, like.dtype
+        self.pieces = [
+            torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned)
+            for x in _pieces(torch.empty(like.shape, dtype=like.dtype, device="meta"))
+        ]
+
+    def to(self, device: torch.device) -> Tensor:
+        """A copy on `device` that may be under way."""
+        full = torch.empty(self.shape, dtype=self.dtype, device=device)
+        for x, kept in zip(_pieces(full), self.pieces, strict=True):
+            x.copy_(kept, non_blocking=True)
+        return full
+
+    def copy_(self, full: Tensor) -> None:
+        """Start to overwrite it."""
+        for kept, x in zip(self.pieces, _pieces(full.contiguous()), strict=True):
+            kept.copy_(x, non_blocking=True)
+
+
+def _pieces(full: Tensor) -> list[Tensor]:
+    """Views of the bytes of contiguous `full`."""
+    samples = full.flatten(1).view(torch.uint8)  # (B, bytes)
+    return [x for sample in samples for x in sample.split(piece(len(sample)))]
+
+
 class HostCache(LayerCache):
     """K/V of one layer in pinned host memory.
 
@@ -99,6 +129,7 @@ class HostCache(LayerCache):
 
     def __init__(self, transfers: Transfers, fp8: bool = False) -> None:
         super().__init__(fp8)
+        self.stored: tuple[HostTensor, ...] = ()
         self.transfers = transfers
         self.arriving: tuple[Tensor, ...] = ()
         self.arrived: Any = None  # event
@@ -113,17 +144,13 @@ class HostCache(LayerCache):
             return
         link = self.transfers
         with link.module.stream(link.stream):
-            self.arriving = tuple(
-                x.to(link.device, non_blocking=True, copy=True) for x in self.stored
-            )
+            self.arriving = tuple(kept.to(link.device) for kept in self.stored)
             self.arrived = link.stream.record_event()
 
     def _keep(self, fresh: tuple[Tensor, ...]) -> None:
         if not self.stored:
             pinned = self.transfers.device.type != "cpu"
-            self.stored = tuple(
-                torch.empty(x.shape, dtype=x.dtype, pin_memory=pinned) for x in fresh
-            )
+            self.stored = tuple(HostTensor(x, pinned) for x in fresh)
             self.transfers.layers.append(self)
         self._return(fresh)
 
@@ -145,5 +172,5 @@ class HostCache(LayerCache):
         link.wait_for_model()
         with link.module.stream(link.stream):
             for kept, x in zip(self.stored, fresh, strict=True):
-                kept.copy_(x, non_blocking=True)
+                kept.copy_(x)
                 link.used_by(x, link.stream)

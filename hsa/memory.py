@@ -5,6 +5,7 @@ The arithmetic needs no torch, so that an experiment is planned at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -43,15 +44,15 @@ class KVMemory:
 
     def total(self, kv_dtype: str = "model") -> int:
         """Bytes of all layers."""
-        return sum(self._layer(width, heads, kv_dtype) for width, heads in self.layers)
+        return sum(self._layer(*layer, kv_dtype) for layer in self.layers)
 
     def needed(self, kv_dtype: str, kv_device: str) -> tuple[int, int]:
-        """Bytes on the model's device and on the host."""
-        total = self.total(kv_dtype)
+        """Bytes on the model's device and on the host, what pinning wastes included."""
         if kv_device == "model":
-            return total, 0
-        widest = max(self._layer(width, heads, kv_dtype) for width, heads in self.layers)
-        return LAYERS_ON_DEVICE * widest, total
+            return self.total(kv_dtype), 0
+        widest = max(self._layer(*layer, kv_dtype) for layer in self.layers)
+        host = sum(self._layer(*layer, kv_dtype, pinned) for layer in self.layers)
+        return LAYERS_ON_DEVICE * widest, host
 
     def fits(self, kv_dtype: str, kv_device: str) -> bool:
         """Whether there is room now."""
@@ -80,11 +81,14 @@ class KVMemory:
             return f"{text} does not fit, nor does any other: smaller or shorter videos would"
         return f"{text} does not fit; kv_dtype={policy[0]}, kv_device={policy[1]} does"
 
-    def _layer(self, width: int, heads: int, kv_dtype: str) -> int:
+    def _layer(
+        self, width: int, heads: int, kv_dtype: str, taken: Callable[[int], int] = int
+    ) -> int:
+        """Bytes of a layer, where a video's tensor of so many bytes takes `taken` of them."""
         values, scales = width * self.itemsize, 0
         if kv_dtype == "fp8":
             values, scales = width, heads * self.itemsize
-        return 2 * self.passes * self.tokens * (values + scales)
+        return 2 * self.passes * (taken(self.tokens * values) + taken(self.tokens * scales))
 
 
 def kv_memory(
@@ -107,6 +111,21 @@ def kv_memory(
         itemsize=adapter.transformer.dtype.itemsize,
         device=device,
     )
+
+
+def piece(size: int) -> int:
+    """Bytes of each piece, but the last, in which a video's tensor of `size` bytes is pinned.
+
+    torch rounds every pinned block up to a power of two. Of 8 to 16 pieces of such a size the last
+    alone wastes anything, less than 1/16 of the tensor.
+    """
+    return 1 << max(size.bit_length() - 4, 0)
+
+
+def pinned(size: int) -> int:
+    """Bytes that those pieces take."""
+    last = size % piece(size)
+    return size - last + (1 << (last - 1).bit_length() if last else 0)
 
 
 def free(device: torch.device) -> int:

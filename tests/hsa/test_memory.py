@@ -1,13 +1,16 @@
 """Where keys and values are kept: fp8, host memory, and the announced size."""
 
 import logging
+import math
 
 import pytest
 import torch
 
 from hsa import HSAConfig, apply_hsa
-from hsa.memory import KVMemory
+from hsa.kv_cache import HostTensor
+from hsa.memory import KVMemory, pinned
 from hsa.schedulers import euler
+from hsa.trace import blocks
 from tests.pipelines import ALL, TOKENS, guidance, inputs, sample
 
 SETTING = {"budgets": (8, 4, 2), "fractions": (0.1, 0.3, 0.6), "warmup_steps": 2}
@@ -98,6 +101,52 @@ def test_announced_size_is_what_is_kept_and_does_not_grow(name, kv_dtype, caplog
     (record,) = caplog.records
     assert f"{sizes[0] / 1e9:.3g} GB on cpu" in record.message
     assert record.levelno == logging.INFO
+
+
+def pinned_bytes(pieces):
+    """torch rounds every pinned block up to a power of two."""
+    return sum(2 ** math.ceil(math.log2(len(piece))) for piece in pieces)
+
+
+@pytest.mark.parametrize("kv_dtype", ["model", "fp8"])
+@pytest.mark.parametrize("name", ["wan_t2v", "ltx_t2v"])
+def test_announced_host_memory_is_what_is_pinned(name, kv_dtype, caplog):
+    pipe, caches, taken = ALL[name](), set(), []
+    layers = [block.attn1 for block in blocks(pipe.transformer)]
+
+    def count(pipe, step, timestep, tensors):
+        tensors = [kept for cache in caches for kept in cache.stored]
+        taken.append(pinned_bytes(x for kept in tensors for x in kept.pieces))
+        return {}
+
+    config = HSAConfig(**SETTING, kv_dtype=kv_dtype, kv_device="host")
+    with caplog.at_level(logging.INFO, logger="hsa"), apply_hsa(pipe, config):
+        for layer in layers:
+            layer.register_forward_hook(lambda layer, *_: caches.add(layer.kv_cache))
+        sample(pipe, prompt=["a star"] * 3, negative_prompt=[""] * 3, callback_on_step_end=count)
+    assert f", {taken[0] / 1e9:.3g} GB on the host" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 48, 2, 12), (3, 47, 5, 7), (2, 5, 3, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_pieces_take_what_is_counted_and_little_more_than_the_tensor(shape, dtype):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(50).to(dtype)
+    kept = HostTensor(x, pinned=False)
+    kept.copy_(x)
+    assert torch.equal(kept.to("cpu"), x)
+    kept.copy_(x.transpose(0, 1).contiguous().transpose(0, 1))
+    assert torch.equal(kept.to("cpu"), x)
+    size = x[0].numel() * x.element_size()
+    assert pinned_bytes(kept.pieces) == len(x) * pinned(size)
+    assert size <= pinned(size) < size * (1 + 1 / 16)
+
+
+def test_size_on_the_host_by_hand():
+    """A14B: K of a pass has 335,462,400 bytes, 10 pieces of 32 MiB where one block had 512 MiB."""
+    a14b = wan_1_3b(layers=((5120, 40),) * 40, passes=1)
+    assert a14b.needed("model", "host")[1] == 2 * 40 * 10 * 2**25
+    # one byte a channel: 10 pieces of 16 MiB; scales: 9 of 256 KiB and one of 261,504 bytes
+    assert a14b.needed("fp8", "host")[1] == 2 * 40 * (10 * 2**24 + 10 * 2**18)
 
 
 def wan_1_3b(**changes):
