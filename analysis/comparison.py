@@ -3,6 +3,8 @@
 A method is all of its settings; what it reaches at a runtime is read off its own front
 (`stats.at_runtime`), per video, so that differences are paired. No setting takes exactly 25 % of
 the runtime: the methods are compared at the measured runtime of the HSA setting closest to it.
+Where settings were matched to target runtimes, they alone are compared, and a method is what their
+labels say before the target: two variants of one method stay two.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.frame import by_prompt, per_video
+from analysis.frame import by_prompt, per_video, untargeted
 from analysis.metrics.base import Metric
 from analysis.pareto import area
-from analysis.stats import Estimate, at_runtime, bootstrap, paired
+from analysis.stats import HELD, Estimate, at_runtime, bootstrap, paired
 from analysis.summary import select
 from analysis.tables import (
     MISSING,
@@ -36,7 +38,8 @@ TARGETS = (0.25, 0.5)
 TOLERANCE = 0.1  # an HSA setting further than this from a target does not stand for it
 NOTE = (
     "Every method is read off its own settings, per video, at the measured runtime of the HSA "
-    f"setting closest to each target. {MISSING}: its settings do not reach that runtime."
+    f"setting closest to each target, where its slowest may be {100 * HELD:g} points faster. "
+    f"{MISSING}: its settings do not reach that runtime."
 )
 AREA_NOTE = (
     "Area between the staircase of the best mean reachable for a share of the reference's runtime "
@@ -55,14 +58,13 @@ class Comparison:
     target: float  # share of the reference runtime
     runtime: float  # the measured one near it, where the methods are compared
     reached: dict[str, Estimate]
-    lead: dict[str, Estimate]  # empty without HSA
+    lead: dict[str, dict[str, Estimate]]  # HSA's curves -> the others
 
     @property
-    def best(self) -> str | None:
-        """The method with the best mean; None where no method reaches the runtime."""
-        means = {name: e.mean for name, e in self.reached.items() if np.isfinite(e.mean)}
-        pick = max if self.metric.higher_is_better else min
-        return pick(means, key=means.get, default=None)
+    def best(self) -> list[str]:
+        """The methods with the best mean; none where no method reaches the runtime."""
+        top = leaders((e.mean for e in self.reached.values()), self.metric.higher_is_better)[:1]
+        return [name for name, e in self.reached.items() if e.mean in top]
 
 
 def compare(
@@ -96,7 +98,8 @@ def tables(
         made.append(_winners(task, mine))
         for target in dict.fromkeys(c.target for c in mine):
             at = [c for c in mine if c.target == target]
-            made += [_reached(at), _lead(at)]
+            subjects = dict.fromkeys(subject for c in at for subject in c.lead)
+            made += [_reached(at), *(_lead(at, subject) for subject in subjects)]
         made.append(_areas(task, summary, metrics))
     return [table for table in made if table.rows]
 
@@ -119,7 +122,7 @@ def areas(summary: pd.DataFrame, task: str, metric: Metric) -> dict[str, float]:
             worst=worst,
             higher_is_better=metric.higher_is_better,
         )
-        for method, lines in view.groupby("method", sort=False)
+        for method, lines in _by_curve(view)
     }
 
 
@@ -127,22 +130,35 @@ def areas(summary: pd.DataFrame, task: str, metric: Metric) -> dict[str, float]:
 class Curve:
     """All settings of a method: runtime (K,), and quality of each video (V, K) as `per_video`."""
 
+    method: str
     runtime: np.ndarray
     quality: pd.DataFrame
 
     def at(self, runtime: float, higher_is_better: bool) -> np.ndarray:
         """Quality there, (prompts, seeds)."""
         values = self.quality.to_numpy().T
-        return by_prompt(at_runtime(self.runtime, values, runtime, higher_is_better), self.quality)
+        there = at_runtime(self.runtime, values, runtime, higher_is_better, HELD)
+        return by_prompt(there, self.quality)
 
 
 def _curves(
     quality: pd.DataFrame, summary: pd.DataFrame, task: str, metric: Metric
 ) -> Iterator[tuple[str, Curve]]:
     view = select(summary, task, metric)
-    for method, lines in view.groupby("method", sort=False):
+    for name, lines in _by_curve(view):
         labels = [(task, metric.name, label) for label in lines["label"]]
-        yield method, Curve(lines["runtime"].to_numpy(), quality.loc[labels])
+        method = lines["method"].iloc[0]
+        yield name, Curve(method, lines["runtime"].to_numpy(), quality.loc[labels])
+
+
+def _by_curve(view: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of one task and metric by the method that they are settings of."""
+    matched = view.dropna(subset="target")
+    if matched.empty:
+        yield from view.groupby("method", sort=False)
+        return
+    pairs = zip(matched["label"], matched["target"], strict=True)
+    yield from matched.groupby([untargeted(*pair) for pair in pairs], sort=False)
 
 
 def _measured_near(summary: pd.DataFrame, task: str, target: float) -> float:
@@ -164,7 +180,6 @@ def _compare(
     seed: int,
 ) -> Comparison:
     values = {name: curve.at(runtime, metric.higher_is_better) for name, curve in methods.items()}
-    subject = values.get(SUBJECT)
     return Comparison(
         task,
         metric,
@@ -172,16 +187,20 @@ def _compare(
         runtime,
         reached={name: bootstrap(v, seed) for name, v in values.items()},
         lead={
-            name: paired(subject, v, seed)
-            for name, v in values.items()
-            if subject is not None and name != SUBJECT
+            subject: {
+                name: paired(values[subject], v, seed)
+                for name, v in values.items()
+                if name != subject
+            }
+            for subject, curve in methods.items()
+            if curve.method == SUBJECT
         },
     )
 
 
 def _winners(task: str, comparisons: Sequence[Comparison]) -> Table:
     places = list(dict.fromkeys(map(_at, comparisons)))
-    best = {(c.metric, _at(c)): c.best or MISSING for c in comparisons}
+    best = {(c.metric, _at(c)): ", ".join(c.best) or MISSING for c in comparisons}
     rows = tuple(
         (
             Entry(heading(metric), number=False),
@@ -205,15 +224,17 @@ def _reached(comparisons: Sequence[Comparison]) -> Table:
     return _by_method(f"Reached {_at(first)}, {first.task.upper()}", "Method", columns)
 
 
-def _lead(comparisons: Sequence[Comparison]) -> Table:
+def _lead(comparisons: Sequence[Comparison], subject: str) -> Table:
     columns = {
         heading(c.metric): {
-            method: difference(estimate, c.metric) for method, estimate in c.lead.items()
+            method: difference(estimate, c.metric)
+            for method, estimate in c.lead.get(subject, {}).items()
         }
         for c in comparisons
     }
     first = comparisons[0]
-    title = f"HSA minus the others {_at(first)}, {first.task.upper()}"
+    name = "HSA" if subject == SUBJECT else subject
+    title = f"{name} minus the others {_at(first)}, {first.task.upper()}"
     return _by_method(title, "Minus", columns)
 
 

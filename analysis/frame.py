@@ -86,6 +86,7 @@ def runtimes(plan: Plan, store: Store) -> Runtimes:
     settings count. Nor do those of two passes, between which a machine's pace differs: each is
     held against what the reference took for the same prompt in the same pass, so that the
     reference itself takes one time, and one without its reference in the pass does not count.
+    Passes of other experiments, which share nothing with this one but references, do not either.
     """
     rows = [
         {
@@ -103,7 +104,8 @@ def runtimes(plan: Plan, store: Store) -> Runtimes:
     ]
     timings = pd.DataFrame(rows, columns=TIMING).astype({"seconds": float, "held_bytes": float})
     machine = _busiest_machine(timings)
-    groups = _at_one_pace(timings[timings["machine"] == machine]).groupby(SETTING, sort=False)
+    timings = _of_own_passes(timings[timings["machine"] == machine])
+    groups = _at_one_pace(timings).groupby(SETTING, sort=False)
     seconds = groups["seconds"]
     table = pd.DataFrame(
         {
@@ -114,6 +116,11 @@ def runtimes(plan: Plan, store: Store) -> Runtimes:
         }
     )
     return Runtimes(machine, table)
+
+
+def untargeted(label: str, target: float) -> str:
+    """A label without the target at its end: "RAS" of "RAS, 0.5", "ras" of "ras target=0.5"."""
+    return label.removesuffix(str(target)).removesuffix("target=").rstrip(" ,")
 
 
 def origin(plan: Plan, store: Store) -> str:
@@ -175,6 +182,12 @@ def _named(metric: Metric, values: Mapping[str, float] | None) -> Iterator[tuple
         return
     for name, value in values.items():
         yield (name if name == metric.name else f"{metric.name}.{name}"), value
+
+
+def _of_own_passes(timings: pd.DataFrame) -> pd.DataFrame:
+    """Those of passes that timed more than references, as far as there are such."""
+    own = timings.loc[timings["key"] != timings["reference_key"], "pass"]
+    return timings if own.empty else timings[timings["pass"].isin(own)]
 
 
 def _at_one_pace(timings: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from analysis.pareto import front
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+HELD = 0.025  # of the reference's runtime: so much slower than it is, a setting still counts
 
 
 @dataclass(frozen=True)
@@ -77,28 +78,33 @@ def paired(values: np.ndarray, baseline: np.ndarray, seed: int = 0) -> Estimate:
 
 
 def at_runtime(
-    runtime: np.ndarray, quality: np.ndarray, target: float, higher_is_better: bool
+    runtime: np.ndarray,
+    quality: np.ndarray,
+    target: float,
+    higher_is_better: bool,
+    held: float = 0.0,
 ) -> np.ndarray:
     """A method's quality per video at a runtime between those of its settings.
 
     The curve runs through the settings on the method's own Pareto front of mean quality, linear
     between neighbours for every video by itself; past the last of them the best setting holds,
     since a slower setting need not be used. The same rule holds for every method, flow matching
-    too. Nothing is extrapolated.
+    too.
 
     Args:
         runtime: (K,) measured runtime of each setting, NaN where it was not measured.
         quality: (V, K), a row per prompt and seed, NaN where a video was not scored.
         target: the runtime asked for, in the unit of `runtime`.
+        held: how far above the slowest setting's runtime it may lie, in the same unit.
 
     Returns:
-        (V,), all NaN where `target` lies outside the measured runtimes.
+        (V,), all NaN where `target` lies outside the measured runtimes: nothing is extrapolated.
     """
     runtime, quality = np.asarray(runtime, np.float64), np.asarray(quality, np.float64)
     known = np.isfinite(runtime) & np.isfinite(quality).any(axis=0)
     runtime, quality = runtime[known], quality[:, known]
     missing = np.full(len(quality), np.nan)
-    if not len(runtime) or not runtime.min() <= target <= runtime.max():
+    if not len(runtime) or not runtime.min() <= target <= runtime.max() + held:
         return missing
     best = front(runtime, np.nanmean(quality, axis=0), higher_is_better)
     order = np.flatnonzero(best)[np.argsort(runtime[best], kind="stable")]

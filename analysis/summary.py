@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 
+import numpy as np
 import pandas as pd
 
 from analysis.frame import SETTING, Runtimes, by_prompt, per_video
 from analysis.metrics.base import Metric
-from analysis.stats import NOTHING, at_runtime, bootstrap, paired
+from analysis.stats import HELD, NOTHING, at_runtime, bootstrap, paired
 
 BASELINE = "flow_matching"
 MEAN = ("mean", "low", "high", "n", "spread")  # columns of an Estimate
@@ -38,6 +39,7 @@ def summarise(
         quality = quality.droplevel(["task", "metric"])
         about = settings.loc[task]
         fm = about.index[(about["method"] == BASELINE) & about.index.isin(quality.index)]
+        held = HELD * np.nan_to_num(about.loc[about["reference"], "runtime_s"].min())
         for label, values in quality.iterrows():
             mine, gain = by_prompt(values.to_numpy(), quality), NOTHING
             if label not in fm and len(fm):
@@ -46,6 +48,7 @@ def summarise(
                     quality.loc[fm].to_numpy().T,
                     about.loc[label, "runtime_s"],
                     higher[metric.split(".")[0]],  # parts of a metric go its way
+                    held,
                 )
                 gain = paired(mine, by_prompt(baseline, quality), seed)
             rows.append(

@@ -156,19 +156,26 @@ class WandbSink:
 def contents(
     group: str, frame: pd.DataFrame, summary: pd.DataFrame, store: Store, previews: int
 ) -> Iterator[Content]:
-    """One for each setting, in the order of the plan."""
+    """One for each setting, in the order of the plan.
+
+    What is matched to a target differs from task to task: `method` and `schedule` are the first
+    task's, and another's stand under its name where they are others.
+    """
     for label, rows in frame.groupby("label", sort=False):
         cells = rows.drop_duplicates("key")
-        first = store.sample(cells["key"].iloc[0]).record
+        firsts = cells.drop_duplicates("task").set_index("task")["key"]
+        records = {task: store.sample(key).record for task, key in firsts.items()}
+        made = {task: {n: r[n] for n in ("method", "schedule")} for task, r in records.items()}
+        first = next(iter(made))
         yield Content(
             group=group,
             label=label,
-            kind=first["method"]["name"],
+            kind=made[first]["method"]["name"],
             config={
-                "model": first["model"],
-                "method": first["method"],
-                "schedule": first["schedule"],
-                "tasks": list(cells["task"].unique()),
+                "model": records[first]["model"],
+                **made[first],
+                **{task: each for task, each in made.items() if each != made[first]},
+                "tasks": list(made),
                 "prompts": int(cells["prompt_id"].nunique()),
                 "seeds": sorted(int(seed) for seed in cells["seed"].unique()),
             },

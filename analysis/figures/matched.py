@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.base import DPI, PAGE, PALETTE, Drawing, Plot, Results, by_task, empty
+from analysis.frame import untargeted
 from analysis.metrics.base import Metric
 from analysis.summary import BASELINE, select
 from analysis.tables import MISSING, heading
@@ -85,11 +86,6 @@ def planned(results: Results) -> pd.DataFrame:
         if (target := cell.config.target) is not None
     ]
     return pd.DataFrame(rows, columns=PLANNED)
-
-
-def untargeted(label: str, target: float) -> str:
-    """A label without the target at its end: "RAS" of "RAS, 0.5", "ras" of "ras target=0.5"."""
-    return label.removesuffix(str(target)).removesuffix("target=").rstrip(" ,")
 
 
 def descending(settings: pd.DataFrame) -> list[float]:

@@ -66,6 +66,13 @@ def test_a_pass_of_others_leaves_a_share_alone(tmp_path) -> None:
     assert found["HSA"] / found["FM T=4"] == pytest.approx((0.25 + 0.5) / 2)
 
 
+def test_a_pass_that_timed_nothing_but_references_changes_nothing(tmp_path) -> None:
+    """Another experiment on the same captions has the same references."""
+    mine = [("FM T=4", "mon", 4.0), ("uniform", "mon", 2.0)]
+    others = [("FM T=4", "tue", 9.0), ("FM T=4", "tue", 9.0)]
+    assert timed(tmp_path / "a", *mine) == timed(tmp_path / "b", *mine, *others)
+
+
 def test_timings_of_before_there_were_passes_are_one(tmp_path) -> None:
     old = [("FM T=4", None, 4.0), ("uniform", None, 1.0), ("uniform", None, 3.0)]
     assert timed(tmp_path / "old", *old) == {"FM T=4": 4.0, "uniform": 2.0}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from analysis.figures.base import Results
-from analysis.figures.matched import OWN, Matched, matched, planned, untargeted
-from analysis.frame import runtimes, tidy
+from analysis.figures.matched import OWN, Matched, matched, planned
+from analysis.frame import runtimes, tidy, untargeted
 from analysis.metrics.latent_error import LatentError
 from analysis.metrics.psnr import PSNR
 from analysis.summary import summarise

@@ -138,6 +138,12 @@ def test_nothing_is_extrapolated(target: float) -> None:
     assert np.isnan(at_runtime(RUNTIME, QUALITY, target, True)).all()
 
 
+def test_the_slowest_setting_counts_a_little_further_where_asked() -> None:
+    assert at_runtime(RUNTIME, QUALITY, 4.2, True, held=0.25) == pytest.approx([30, 16])
+    assert np.isnan(at_runtime(RUNTIME, QUALITY, 4.5, True, held=0.25)).all()
+    assert np.isnan(at_runtime(RUNTIME, QUALITY, 0.9, True, held=0.25)).all()  # not a faster one
+
+
 def test_settings_that_others_of_the_method_beat_are_not_used() -> None:
     runtime = np.array([1.0, 2.0, 3.0, 4.0])
     quality = np.array([[10.0, 20.0, 5.0, 15.0]])

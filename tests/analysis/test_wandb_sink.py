@@ -72,6 +72,17 @@ def test_a_run_for_every_setting_holds_its_config_and_numbers(two, synced) -> No
         assert run["history"][f"{row['task']}/runtime_s"] == row["runtime_s"]
 
 
+def test_a_task_with_settings_of_its_own_says_them(tables) -> None:
+    """The same label for two settings, as a target gives."""
+    frame, summary, store = tables
+    steps = frame["label"].map({"FM T=20": "t2v", "FM T=10": "i2v"})
+    one = frame[steps == frame["task"]].assign(label="FM, 0.5")
+    (content,) = contents("matched", one, summary, store, previews=0)
+    assert content.config["schedule"] == {"steps": 20}
+    assert content.config["i2v"]["schedule"] == {"steps": 10}
+    assert "t2v" not in content.config and content.config["tasks"] == ["t2v", "i2v"]
+
+
 def test_missing_numbers_are_not_logged(synced) -> None:
     out_dir, _ = synced
     runs = {run["name"]: run for run in map(offline_run.read, run_files(out_dir))}
