@@ -163,7 +163,8 @@ class _Expert:
     def __init__(self, session: _Session, adapter: Adapter, name: str) -> None:
         self.session, self.adapter, self.name = session, adapter, name
         self.branch = RunningBranch(ended=session.forget)
-        self.previous: Tensor | None = None  # velocity of the branch before the running forward
+        self.latents: Tensor | None = None  # of the running forward
+        self.previous: Tensor | None = None  # velocity of the branch before it
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -171,6 +172,8 @@ class _Expert:
         with registered(transformer, self.branch, HSA_HOOK), self.adapter.installed():
             handles = [
                 transformer.register_forward_pre_hook(self._start, with_kwargs=True),
+                # Inside the forward: offloaded weights have come, those of other models have gone.
+                transformer.rope.register_forward_pre_hook(self._announce),
                 transformer.register_forward_hook(self._finish, always_call=True),
             ]
             try:
@@ -180,19 +183,19 @@ class _Expert:
                     handle.remove()
 
     def _start(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        latents = noisy_latents(args, kwargs)
+        self.latents = noisy_latents(args, kwargs)
         # Not the module's device: weights that are offloaded come only now.
-        forward = self.session.start(self.branch.name, self.name, latents.device)
+        forward = self.session.start(self.branch.name, self.name, self.latents.device)
         self.previous = forward.branch.velocity
-        args, kwargs = self.adapter.begin(forward, args, kwargs)
-        if self.session.video.is_first(forward.name) and forward.step == 0:
-            self._announce(forward.grid, len(latents) // forward.copies, latents.device)
-        return args, kwargs
+        return self.adapter.begin(forward, args, kwargs)
 
-    def _announce(self, grid: tuple[int, int, int], batch: int, device: torch.device) -> None:
-        """Say what the video's K/V will take; loudly where there is no room for it."""
-        policy = self.session.kv_policy
-        memory = kv_memory(self.session.pipe, self.adapter, grid, batch, device)
+    def _announce(self, rope: nn.Module, args: tuple) -> None:
+        """Say what a new video's K/V will take; loudly where there is no room for it."""
+        forward, latents = self.adapter.forward, self.latents
+        if forward.step > 0 or not self.session.video.is_first(forward.name):
+            return
+        policy, batch = self.session.kv_policy, len(latents) // forward.copies
+        memory = kv_memory(self.session.pipe, self.adapter, forward.grid, batch, latents.device)
         level = logging.INFO if memory.fits(*policy) else logging.WARNING
         logger.log(level, memory.describe(*policy))
 
@@ -213,7 +216,7 @@ class _Expert:
             video = None
             return output
         finally:
-            self.previous = None
+            self.latents = self.previous = None
             self.adapter.end()
             if video is not None:
                 self.session.forget()

@@ -3,6 +3,7 @@
 import logging
 import math
 
+import accelerate
 import pytest
 import torch
 
@@ -101,6 +102,31 @@ def test_announced_size_is_what_is_kept_and_does_not_grow(name, kv_dtype, caplog
     (record,) = caplog.records
     assert f"{sizes[0] / 1e9:.3g} GB on cpu" in record.message
     assert record.levelno == logging.INFO
+
+
+class Weights(accelerate.hooks.ModelHook):
+    """Says into the log when model CPU offload would move them in."""
+
+    def pre_forward(self, module, *args, **kwargs):
+        logging.getLogger("hsa").info("weights")
+        return args, kwargs
+
+
+@pytest.mark.parametrize("offload_first", [True, False])
+@pytest.mark.parametrize("name", ["wan_t2v", "wan_ti2v", "ltx_t2v", "ltx23_t2v"])
+def test_room_is_measured_once_for_a_video_and_when_the_weights_are_in(name, offload_first, caplog):
+    pipe = ALL[name]()
+    if offload_first:
+        accelerate.hooks.add_hook_to_module(pipe.transformer, Weights())
+    with caplog.at_level(logging.INFO, logger="hsa"), apply_hsa(pipe, HSAConfig(**SETTING)):
+        if not offload_first:
+            accelerate.hooks.add_hook_to_module(pipe.transformer, Weights())
+        for _ in range(2):
+            caplog.clear()
+            sample(pipe)
+            forwards = caplog.messages.count("weights")
+            assert forwards == len(caplog.messages) - 1
+            assert caplog.messages[0] == "weights" and caplog.messages[1].startswith("K/V of ")
 
 
 def pinned_bytes(pieces):
