@@ -27,7 +27,7 @@ class HSAConfig:
 
     * `kv_dtype`: "model", as computed; "fp8", 8 bits with a scale for each token and head.
     * `kv_device`: "model", beside the weights; "host", in pinned memory, layer by layer on the way
-      while the one before computes.
+      while the one before computes. Blocks that are compiled need fullgraph=False with "host".
 
     Raises:
         ValueError: one line with the field, its value and what it may be.

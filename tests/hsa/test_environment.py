@@ -58,6 +58,26 @@ def test_compiled_blocks_share_their_graphs():
     assert graphs[0] == graphs[1] <= torch._dynamo.config.recompile_limit
 
 
+def test_compiled_blocks_with_keys_and_values_on_the_host():
+    """The exchange is outside the graphs; where they must not break, the line says what would."""
+    config = HSAConfig((4, 1), fractions=(0.4, 0.6), warmup_steps=2, kv_device="host")
+    arguments = {"steps": 4, **guidance(ALL["wan_t2v"](), on=False)}
+
+    def video(**compilation):
+        pipe = ALL["wan_t2v"]()
+        torch._dynamo.reset()
+        if compilation:
+            pipe.transformer.compile_repeated_blocks(**compilation, dynamic=True, backend="eager")
+        with apply_hsa(pipe, config):
+            return sample(pipe, **arguments)
+
+    torch.testing.assert_close(video(fullgraph=False), video(), rtol=0, atol=1e-4)
+    line = 'kv_device="host" breaks graphs: compile with fullgraph=False'
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=line):
+        video(fullgraph=True)
+    torch._dynamo.reset()
+
+
 @families
 @pytest.mark.parametrize("offload_first", [True, False])
 def test_model_cpu_offload(name, offload_first):
