@@ -1,8 +1,8 @@
 """Caching inside the transformer: a `Rule` decides about every hooked module of every forward.
 
 `baselines.reuse` skips all blocks together and adds their residual; here a method sees them one by
-one. State is born with a video and kept by expert and by guidance branch (diffusers' cache
-context), so nothing ever mixes and an expert that takes over starts with nothing.
+one. State is born with a video and kept by guidance branch (diffusers' cache context) for the
+expert that runs, so nothing ever mixes and an expert that takes over starts with nothing.
 """
 
 from __future__ import annotations
@@ -33,39 +33,57 @@ class _Branch:
     step: int
 
 
-class _Transformer(RunningBranch):
-    """Sits on the transformer root, where diffusers hands it the cache context."""
+class _Video:
+    """The running video: what the guidance branches of the running expert remember."""
 
-    def __init__(
-        self, pipe: DiffusionPipeline, make_rule: Callable[[], Rule], refusing: str | None
-    ) -> None:
-        super().__init__(ended=lambda: self.branches.clear())
-        self.pipe, self.make_rule, self.refusing = pipe, make_rule, refusing
+    def __init__(self, pipe: DiffusionPipeline, make_rule: Callable[[], Rule]) -> None:
+        self.pipe, self.make_rule = pipe, make_rule
+        self.forget()
+
+    def forget(self) -> None:
+        self.expert: nn.Module | None = None
         self.branches: dict[str, _Branch] = {}
+        self.rule: Rule | None = None  # of the running branch
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
-        if self.refusing:
-            videos = num_videos(self.pipe, self.name, kwargs["hidden_states"])
-            require(videos == 1, f"{self.refusing}: batch", videos, "1, one video a call")
+    def start(self, expert: nn.Module, name: str) -> None:
+        """A forward of an expert begins; whatever another one remembered makes room for it."""
+        if expert is not self.expert:
+            self.forget()
+            self.expert = expert
         step = current_step(self.pipe.scheduler)
-        branch = self.branches.get(self.name)
+        branch = self.branches.get(name)
         if branch is None or step <= branch.step:  # a video was left unfinished: this is the next
-            branch = self.branches[self.name] = _Branch(self.make_rule(), step)
+            branch = self.branches[name] = _Branch(self.make_rule(), step)
         branch.step, self.rule = step, branch.rule
         self.rule.begin(step)
-        return args, kwargs
 
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
-        self.rule.end()
-        return output
+
+class _Transformer(RunningBranch):
+    """Sits on the transformer root, where diffusers hands it the cache context.
+
+    By plain torch hooks: they outlive whatever replaces `forward` in between, as CPU offload does.
+    """
+
+    def __init__(self, video: _Video, refusing: str | None) -> None:
+        super().__init__(ended=video.forget)
+        self.video, self.refusing = video, refusing
+
+    def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self.refusing:
+            videos = num_videos(self.video.pipe, self.name, kwargs["hidden_states"])
+            require(videos == 1, f"{self.refusing}: batch", videos, "1, one video a call")
+        self.video.start(module, self.name)
+
+    def end(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.video.rule.end()
 
 
 class _Module(ModelHook):
     """Asks the rule of the running branch what its module returns."""
 
-    def __init__(self, transformer: _Transformer, key: Hashable) -> None:
+    def __init__(self, video: _Video, key: Hashable) -> None:
         super().__init__()
-        self.transformer, self.key = transformer, key
+        self.video, self.key = video, key
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Tensor | Streams:
         def compute() -> Streams:
@@ -73,7 +91,7 @@ class _Module(ModelHook):
             return output if isinstance(output, tuple) else (output,)
 
         tokens = tuple(kwargs[name] for name in _STREAMS if name in kwargs) or args[:1]
-        output = self.transformer.rule.run(self.key, tokens, compute)
+        output = self.video.rule.run(self.key, tokens, compute)
         return output if len(output) > 1 else output[0]
 
 
@@ -94,10 +112,14 @@ def ruled_modules(
     Raises:
         ValueError: rules are attached already; while sampling, a batch where one is refused.
     """
+    video = _Video(pipe, make_rule)
     with ExitStack() as stack:
         for transformer in experts(pipe).values():
-            root = _Transformer(pipe, make_rule, refusing)
+            root = _Transformer(video, refusing)
             stack.enter_context(registered(transformer, root, _HOOK))
+            start = transformer.register_forward_pre_hook(root.start, with_kwargs=True)
+            stack.callback(start.remove)
+            stack.callback(transformer.register_forward_hook(root.end).remove)
             for key, module in modules(transformer).items():
-                stack.enter_context(registered(module, _Module(root, key), _HOOK))
+                stack.enter_context(registered(module, _Module(video, key), _HOOK))
         yield

@@ -61,7 +61,8 @@ class _Probe:
 
     def __init__(self, pipe: DiffusionPipeline, trace: Trace) -> None:
         self.pipe, self.trace = pipe, trace
-        self.last: dict[nn.Module, tuple[int, Tensor]] = {}  # with its step
+        # By row and block: its step, whose it is, and the output. Another expert's replaces it.
+        self.last: dict[tuple[int, int], tuple[int, nn.Module, Tensor]] = {}
 
     def note(
         self,
@@ -86,8 +87,8 @@ class _Probe:
         if (step, row, block) == (0, 0, 0):
             shape = len(fresh), len(PROJECTIONS), depth, self.pipe.scheduler.num_inference_steps - 1
             self.trace.arrays[NAME] = torch.full(shape, torch.nan)
-        last_step, last = self.last.get(projection, (None, None))
-        if step > 0 and last_step == step - 1:
+        last_step, whose, last = self.last.get((row, block), (None, None, None))
+        if step > 0 and last_step == step - 1 and whose is projection:
             change = velocity_change(fresh, last).mean(1)
             self.trace.arrays[NAME][:, row, block, last_step] = change.cpu()
-        self.last[projection] = step, fresh
+        self.last[row, block] = step, projection, fresh

@@ -95,3 +95,20 @@ def test_the_video_is_that_of_flow_matching():
     pipe = pipe_of("wan22_t2v")
     request_ = request(pipe, steps=STEPS)
     assert torch.equal(sample(QKVChange(), pipe, request_), sample(FlowMatching(), pipe, request_))
+
+
+def test_one_expert_is_in_memory_at_a_time():
+    pipe, counts = pipe_of("wan22_t2v"), []
+
+    def count(pipe, step, timestep, tensors):
+        counts.append(len(probe.last))
+        return {}
+
+    request_ = request(pipe, steps=STEPS, callback_on_step_end=count)
+    with QKVChange().attach(pipe, request_):
+        projection = blocks(pipe.transformer)[0].attn1.to_q
+        (note,) = projection._forward_hooks.values()
+        probe = note.func.__self__
+        pipe(**request_.kwargs(pipe))
+        assert not probe.last
+    assert counts == [3 * len(blocks(pipe.transformer))] * STEPS
