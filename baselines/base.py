@@ -170,6 +170,19 @@ def require(valid: bool, name: str, value: Any, choices: str) -> None:
         raise ValueError(f"{name}={value!r}: choose {choices}")
 
 
+def require_own_forward(pipe: DiffusionPipeline, method: str) -> None:
+    """Refuse CPU offload for a method that replaces the forward of whole transformers."""
+    from hsa.trace import experts
+
+    for transformer in experts(pipe).values():
+        require(
+            not hasattr(transformer, "_hf_hook"),
+            f"{method}: transformer",
+            "with CPU offload",
+            "one without: re-installing its hooks after a call drops those of the method",
+        )
+
+
 def require_wan(pipe: DiffusionPipeline, method: str, reason: str) -> None:
     """Refuse a pipe with another transformer than Wan's; ``reason`` completes the sentence."""
     from hsa.trace import experts

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from baselines.base import Method, Request, is_count, is_number, require, require_wan
+from baselines.base import (
+    Method,
+    Request,
+    is_count,
+    is_number,
+    require,
+    require_own_forward,
+    require_wan,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -79,13 +87,8 @@ class DBCache(Method):
         from hsa.trace import experts
 
         require_wan(pipe, "dbcache", "the only one that cache-dit runs correctly")
+        require_own_forward(pipe, "dbcache")
         for transformer in experts(pipe).values():
-            require(
-                not hasattr(transformer, "_hf_hook"),
-                "dbcache: transformer",
-                "with CPU offload",
-                "one without: re-installing its hooks after a call drops cache-dit's",
-            )
             always, depth = self.front_blocks + self.back_blocks, len(transformer.blocks)
             require(
                 always < depth,

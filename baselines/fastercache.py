@@ -17,7 +17,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from baselines.base import Method, Request, is_count, is_number, require, require_wan
+from baselines.base import (
+    Method,
+    Request,
+    is_count,
+    is_number,
+    require,
+    require_own_forward,
+    require_wan,
+)
 from baselines.rule import Rule, Streams
 
 if TYPE_CHECKING:
@@ -78,6 +86,7 @@ class FasterCache(Method):
         from baselines.guidance_cache import guidance_cache
 
         require_wan(pipe, "fastercache", "whose guidance branches run one after the other")
+        require_own_forward(pipe, "fastercache")
         schedule = _Schedule(self, request.steps)
         with ExitStack() as stack:
             reuse = partial(_DynamicReuse, schedule)

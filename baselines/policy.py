@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from baselines.base import Method, Request, require
+from baselines.base import Method, Request, require, require_own_forward
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -117,6 +117,8 @@ class ReuseMethod(Method):
     def install(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[None]:
         from baselines.reuse import residual_reuse
 
+        if self.boundary == "model":
+            require_own_forward(pipe, type(self).__name__.lower())
         policy = partial(self.policy, request)
         return residual_reuse(pipe, policy, self.tap, boundary=self.boundary, joint=self.joint)
 

@@ -91,7 +91,10 @@ class _Video:
 
 
 class _Engine(RunningBranch):
-    """Sits on the transformer root, where diffusers hands it the cache context and the inputs."""
+    """Sits on the transformer root, where diffusers hands it the cache context and the inputs.
+
+    By plain torch hooks: they outlive whatever replaces `forward` in between, as CPU offload does.
+    """
 
     def __init__(self, video: _Video, expert: str, tap: Tap | None) -> None:
         super().__init__(ended=video.forget)
@@ -102,9 +105,8 @@ class _Engine(RunningBranch):
         self.inputs: Mapping[str, Any] | None = None
         self.signal: Any = None
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+    def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self.config, self.inputs = module.config, kwargs
-        return args, kwargs
 
     def note(self, module: nn.Module, args: tuple, output: Any) -> None:
         self.signal = output
@@ -215,6 +217,8 @@ def residual_reuse(
             if boundary == "model":
                 stack.enter_context(registered(transformer, _Model(engine), _MODEL_HOOK))
             stack.enter_context(registered(transformer, engine, _HOOK))
+            start = transformer.register_forward_pre_hook(engine.start, with_kwargs=True)
+            stack.callback(start.remove)
             skipped = blocks(transformer) if boundary == "blocks" else ()
             for index, block in enumerate(skipped):
                 last = index == len(skipped) - 1

@@ -25,17 +25,18 @@ def num_videos(pipe: DiffusionPipeline, branch: str, batch: Tensor) -> int:
 
 
 class _FirstCalls(RunningBranch):
+    """Sits on the transformer root by plain torch hooks: they outlive those of CPU offload."""
+
     def __init__(self, pipe: DiffusionPipeline, begin: Begin) -> None:
         super().__init__()
         self.pipe, self.begin = pipe, begin
         self.steps: dict[str, int] = {}  # last step of each branch
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple, dict]:
+    def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         step, branch = current_step(self.pipe.scheduler), self.name
         if step <= self.steps.get(branch, step):  # within a video, time only advances
             self.begin(module, branch, num_videos(self.pipe, branch, kwargs["hidden_states"]))
         self.steps[branch] = step
-        return args, kwargs
 
 
 @contextmanager
@@ -46,5 +47,8 @@ def each_video(pipe: DiffusionPipeline, begin: Begin) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for transformer in experts(pipe).values():
-            stack.enter_context(registered(transformer, _FirstCalls(pipe, begin), _HOOK))
+            hook = _FirstCalls(pipe, begin)
+            stack.enter_context(registered(transformer, hook, _HOOK))
+            start = transformer.register_forward_pre_hook(hook.start, with_kwargs=True)
+            stack.callback(start.remove)
         yield
