@@ -110,7 +110,7 @@ class _Rule(Policy):
         previous, self.signal = self.signal, self._signal(call)
         limit = self.method.max_consecutive_cached
         if call.step in self.free and previous is not None and not 0 < limit <= self.cached:
-            self.accumulated += relative_change(self.signal, previous)
+            self.accumulated += relative_change(self.signal.float(), previous.float())
             if self.accumulated < self.method.threshold:
                 self.cached += 1
                 return False
@@ -118,10 +118,12 @@ class _Rule(Policy):
         return True
 
     def _signal(self, call: Call) -> Tensor:
-        """(B, F, H, W, C or D). The authors leave the signal of a protected step unfiltered."""
+        """(B, F, H, W, C or D). The authors leave the signal of a protected step unfiltered;
+        diffusers, whose signal the latent is, rounds it to the model's dtype.
+        """
         power = self.method.power_exp
         if self.method.signal == "latent":
-            return filtered(call.latents.float(), call.sigma, power)
+            return filtered(call.latents.float(), call.sigma, power).to(call.latents.dtype)
         tokens = call.signal.float().unflatten(1, call.grid)
         return filtered(tokens, call.sigma, power) if call.step in self.free else tokens
 
