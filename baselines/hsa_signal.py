@@ -42,12 +42,14 @@ class HSASignal(HSA):
     * reversed: the paper's, negated;
     * temporal_difference: how much the predicted clean token differs from its neighbours in time;
     * attention_norm: L2 norm of the token's self-attention output, mean over the blocks;
-    * random: of each video its own, from its prompt and seed;
+    * random: one draw for a video, from its prompt and seed;
     * oracle: the error that the smallest budget would make on the trajectory of a full run. That
       run is made inside `attach` and counted nowhere: offline, a bound for what a signal can gain.
 
     The measured ones are means over the first ``measured_steps`` steps, None for the whole warm-up.
     Tokens of a given first frame always come last.
+
+    Under random and oracle a batch is refused.
 
     The trace's arrays have the ``signal`` beside the velocity change.
     """

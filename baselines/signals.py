@@ -94,7 +94,7 @@ class _Reversed(_TokenSignal):
 
 
 class _Random(_TokenSignal):
-    """One draw a request, so that neither the batch nor what was made before matters.
+    """One draw a request, of one video, so that what was made before does not matter.
 
     Not from the seed alone, whose generator has drawn the noise.
     """
@@ -105,9 +105,10 @@ class _Random(_TokenSignal):
         self.seed = int.from_bytes(digest[:8], "big") >> 1
 
     def tokens(self) -> Tensor:
+        if len(self.given) > 1:
+            raise ValueError("signal: random is drawn for one video; make one video at a time")
         generator = torch.Generator().manual_seed(self.seed)
-        draw = torch.rand(self.given.shape[1], generator=generator)
-        return draw.to(self.given.device).expand_as(self.given)
+        return torch.rand(self.given.shape, generator=generator).to(self.given.device)
 
 
 class _Oracle(_TokenSignal):

@@ -186,12 +186,16 @@ def test_oracle_counts_its_own_run_nowhere():
     assert len(trace.records) == 2 * 8
 
 
-def test_oracle_refuses_a_batch():
+@pytest.mark.parametrize("name", ["random", "oracle"])
+def test_signal_of_one_request_refuses_a_batch(name):
     pipe, request = request_of(pipelines.wan_t2v)
     both = request.kwargs(pipe)
     for key in ("prompt", "negative_prompt", "generator"):
         both[key] = [request.kwargs(pipe)[key]] * 2
-    with signal("oracle").attach(pipe, request), pytest.raises(ValueError, match="one video"):
+    with (
+        signal(name).attach(pipe, request),
+        pytest.raises(ValueError, match=f"signal: .*{name} .* make one video at a time"),
+    ):
         pipe(**both)
 
 
