@@ -57,8 +57,6 @@ class StaggeredRule(HSARule):
             parts += members * (self.schedule.parts.index((group, 0)) + turns)
         return parts
 
-    def _allocate(self) -> None:
-        super()._allocate()
-        group_of_part = torch.tensor([group for group, _ in self.schedule.parts], dtype=torch.int8)
-        arrays = self.trace.arrays
-        arrays["allocation"] = group_of_part[arrays["allocation"].long()]
+    def allocation(self) -> Tensor:
+        group_of_part = [group for group, _ in self.schedule.parts]
+        return self.groups.new_tensor(group_of_part)[self.groups]

@@ -135,12 +135,16 @@ class HSARule:
             for group in range(self.schedule.num_groups)
         ]
         self.trace.expected_fraction = self.schedule.expected_fraction(shares)
-        maps = {"allocation": self.groups.to(torch.int8), "velocity_change": change}
+        maps = {"allocation": self.allocation().to(torch.int8), "velocity_change": change}
         if self.signal is not self.change:
             maps["signal"] = value
         self.trace.arrays |= {
             name: tokens.unflatten(1, self.grid).cpu() for name, tokens in maps.items()
         }
+
+    def allocation(self) -> Tensor:
+        """Index of each token's budget, (B, N)."""
+        return self.groups
 
     def cut(self, value: Tensor) -> Tensor:
         """Group of each token from its signal, (B, N) -> (B, N) int64."""

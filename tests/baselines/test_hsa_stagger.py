@@ -1,11 +1,15 @@
 """Staggered HSA against a model of its schedule in Python lists."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from baselines.hsa import HSA
 from baselines.hsa_stagger import HSAStagger
-from baselines.stagger import StaggeredSchedule
+from baselines.stagger import StaggeredRule, StaggeredSchedule
+from hsa import HSAConfig
+from hsa.trace import Trace
 from tests import pipelines
 from tests.baselines import cases
 
@@ -50,6 +54,17 @@ def test_allocation_is_that_of_hsa_and_the_video_is_not():
     assert torch.equal(trace.allocation, expected.allocation)
     assert torch.equal(trace.velocity_change, expected.velocity_change)
     assert not torch.equal(staggered, aligned)
+
+
+def test_more_parts_than_an_int8_counts():
+    """Budgets 100, 2, 1 have 1 + 50 + 100 parts."""
+    config = HSAConfig((100, 2, 1), fractions=(0, 0.5, 0.5), warmup_steps=2)
+    trace = Trace()
+    rule = StaggeredRule(config, SimpleNamespace(num_inference_steps=100), trace)
+    rule.grid, rule.change.changes = (2, 10, 10), [torch.linspace(1, 0, 200)[None]]
+    rule.rows(step=2, copies=1)
+    assert rule.groups.max() == 150
+    assert trace.allocation.flatten().tolist() == [1] * 100 + [2] * 100
 
 
 def test_a_group_of_the_full_budget_has_no_turns():
