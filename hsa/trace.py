@@ -116,13 +116,13 @@ def record_calls(pipe: DiffusionPipeline, trace: Trace) -> Iterator[Trace]:
 @contextmanager
 def _recorded(pipe, transformer, expert, branch, trace) -> Iterator[None]:
     # Tensors, because a Python counter would have compiled blocks compiled again at every call.
-    calls, rows = torch.zeros((2, 1), dtype=torch.long, device=transformer.device)
+    counts = torch.zeros((2, 1), dtype=torch.long, device=transformer.device)
+    calls, rows = counts
     tokens = 0  # that the pipeline asked for
 
     def start(module, args, kwargs):
         nonlocal tokens
-        calls.zero_()
-        rows.zero_()
+        counts.zero_()
         latents = noisy_latents(args, kwargs)
         shape = latents.shape  # Wan: (B, C, F, H, W), LTX: (B, N, C)
         tokens = prod(shape[2:]) // prod(module.config.patch_size) if len(shape) == 5 else shape[1]
@@ -132,14 +132,15 @@ def _recorded(pipe, transformer, expert, branch, trace) -> Iterator[None]:
         rows.add_(args[0].shape[1])
 
     def finish(module, args, output):
+        num_calls, num_rows = counts.flatten().tolist()  # one wait for the device
         trace.records.append(
             StepRecord(
                 step=current_step(pipe.scheduler),
                 branch=branch.name,
                 expert=expert,
-                active_tokens=rows.item() / max(calls.item(), 1),
+                active_tokens=num_rows / max(num_calls, 1),
                 tokens=tokens,
-                block_calls=calls.item() / 2,
+                block_calls=num_calls / 2,
                 blocks=len(blocks(module)),
             )
         )
