@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -95,7 +96,11 @@ class Shard(Serial):
 @dataclass(frozen=True)
 class Procs(Engine):
     """Worker processes of one thread each, which is faster than one process of many threads where
-    a model is small. Results are those of `Serial`."""
+    a model is small. Results are those of `Serial`.
+
+    ``workers``: how many at most. On CUDA each has a device of its own, so that there are no more
+    than devices.
+    """
 
     workers: int = 2
     threads: ClassVar[int] = 1
@@ -104,11 +109,16 @@ class Procs(Engine):
         _require_count("engine.workers", self.workers)
 
     def generate(self, cells: Sequence[Cell], worker: Worker) -> Iterator[Outcome]:
+        context = multiprocessing.get_context("spawn")
+        devices = _devices() or [None] * self.workers
+        free = context.SimpleQueue()
+        for device in devices:
+            free.put(device)
         pool = ProcessPoolExecutor(
-            min(self.workers, len(cells)),
-            mp_context=multiprocessing.get_context("spawn"),
+            min(self.workers, len(devices), len(cells)),
+            mp_context=context,
             initializer=_start,
-            initargs=(self.threads,),
+            initargs=(self.threads, free),
         )
         try:
             futures = [pool.submit(_make, worker.store.root, cell) for cell in cells]
@@ -120,10 +130,19 @@ class Procs(Engine):
             pool.shutdown(cancel_futures=True)
 
 
-def _start(threads: int) -> None:
-    """Prepare a worker process."""
+def _devices() -> list[int]:
+    """Those of CUDA."""
     import torch
 
+    return list(range(torch.cuda.device_count()))
+
+
+def _start(threads: int, free: SimpleQueue) -> None:
+    """Prepare a worker process, which takes a device of those that are free."""
+    import torch
+
+    if (device := free.get()) is not None:
+        torch.cuda.set_device(device)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
