@@ -60,12 +60,14 @@ class _Layers(Rule):
         self.method = method
         self.count = -1  # steps of this expert
         self.outputs: dict[int, Streams] = {}
+        self.measured: dict[int, Tensor] = {}  # in the running forward
         self.change: dict[int, float] = {}
         self.limit: dict[int, float] = {}
 
     def begin(self, step: int) -> None:
         self.count += 1
         full = self.count < self.method.warmup or self.count % self.method.recalculate == 0
+        self.measured = {}
         settled = () if full else (b for b in self.limit if self.change[b] <= self.limit[b])
         self.last_reused = max(settled, default=-1)
 
@@ -74,12 +76,20 @@ class _Layers(Rule):
             return self.outputs[key]
         output = compute()
         if key in self.outputs:
-            self.change[key] = _mean_squared(output[0], self.outputs[key][0])
-        if self.count == self.method.warmup - 1:
-            self.limit[key] = self.method.threshold * self.change[key]
+            self.measured[key] = _mean_squared(output[0], self.outputs[key][0])
         self.outputs[key] = output
         return output
 
+    def end(self) -> None:
+        import torch
 
-def _mean_squared(new: Tensor, old: Tensor) -> float:
-    return (new - old).square().mean().item()
+        if self.measured:  # fetched together: each wait for the device costs time
+            values = torch.stack([*self.measured.values()]).tolist()
+            self.change.update(zip(self.measured, values, strict=True))
+        if self.count == self.method.warmup - 1:
+            threshold = self.method.threshold
+            self.limit = {block: threshold * change for block, change in self.change.items()}
+
+
+def _mean_squared(new: Tensor, old: Tensor) -> Tensor:
+    return (new.float() - old.float()).square().mean()

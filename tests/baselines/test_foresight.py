@@ -50,6 +50,16 @@ def test_runs_the_blocks_of_the_official_loop(pipeline, recalculate, threshold):
     assert any(not all(ran) for ran in patterns)
 
 
+def test_large_changes_are_told_apart_in_half_precision():
+    """A square beyond the range of fp16 would make change and limit infinite, and equal."""
+    rule = Foresight(warmup=2, threshold=0.5).rule(request(STEPS))
+    for step, value in enumerate((0, 1000, 3000, 6000)):
+        rule.begin(step)
+        (output,) = rule.run(0, (), lambda value=value: (torch.full((1, 4), value).half(),))
+        rule.end()
+    assert (output == 6000).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
