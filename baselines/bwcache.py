@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import ClassVar
 
 from baselines.base import Request, is_number, require
-from baselines.policy import relative_change
+from baselines.policy import relative_distance
 from baselines.rule import Rule, RuleMethod, Streams
 
 
@@ -68,12 +68,14 @@ class _Settled(Rule):
             return self.outputs[key]
         output, before = compute(), self.outputs.get(key)
         if before is not None:
-            self.changes.append(relative_change(output[0], before[0]))
+            self.changes.append(relative_distance(output[0], before[0]))
         self.outputs[key] = output
         return output
 
     def end(self) -> None:
-        if not self.changes or fmean(self.changes) >= self.threshold:
+        import torch
+
+        if not self.changes or fmean(torch.stack(self.changes).tolist()) >= self.threshold:
             return
         if self.last_free is None:
             self.last_free = self.step + (self.steps - 1 - self.step) // 2
