@@ -127,6 +127,7 @@ class _Selection:
         self.drops: Tensor | None = None  # (B, N), how often each token was left out
         self.step: int | None = None  # of `dropped`
         self.dropped: Tensor | None = None  # (B, N) bool
+        self.running: dict[int, Rows] = {}  # the others, by copies
 
     def rows(self, step: int, copies: int) -> Rows | None:
         from hsa.allocation import Rows
@@ -137,7 +138,10 @@ class _Selection:
         if step != self.step:
             self.step, self.dropped = step, self._choose(count)
             self.drops += self.dropped
-        return Rows(~self.dropped.repeat(copies, 1))
+            self.running = {}
+        if copies not in self.running:
+            self.running[copies] = Rows(~self.dropped.repeat(copies, 1))
+        return self.running[copies]
 
     def measure(self, forward: Forward, previous: Tensor | None) -> None:
         import torch
