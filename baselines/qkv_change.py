@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from baselines.base import Request
+from baselines.base import Request, require
 from baselines.flow_matching import FlowMatching
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ class QKVChange(FlowMatching):
         from hsa.registry import RunningBranch, registered
         from hsa.trace import blocks, experts
 
+        for transformer in experts(pipe).values():
+            fused = any(block.attn1.fused_projections for block in blocks(transformer))
+            choices = "separate ones: unfuse_qkv_projections()"
+            require(not fused, f"{NAME}: projections", "fused", choices)
         with super().attach(pipe, request) as trace, ExitStack() as stack:
             probe = _Probe(pipe, trace)
             for transformer in experts(pipe).values():

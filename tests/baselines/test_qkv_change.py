@@ -11,6 +11,7 @@ from baselines.flow_matching import FlowMatching
 from baselines.qkv_change import QKVChange
 from hsa.trace import blocks, experts
 from tests.baselines.cases import branches, latents, pipe_of, request, sample
+from tests.pipelines import wan_t2v
 
 STEPS = 5
 
@@ -112,3 +113,12 @@ def test_one_expert_is_in_memory_at_a_time():
         pipe(**request_.kwargs(pipe))
         assert not probe.last
     assert counts == [3 * len(blocks(pipe.transformer))] * STEPS
+
+
+def test_fused_projections_are_refused():
+    """The layers that it listens to are never called."""
+    pipe = wan_t2v()
+    pipe.transformer.fuse_qkv_projections()
+    with pytest.raises(ValueError, match="qkv_change: projections='fused': choose separate ones"):
+        with QKVChange().attach(pipe, request(pipe, steps=STEPS)):
+            pass
