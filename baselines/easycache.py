@@ -27,6 +27,7 @@ class EasyCache(ReuseMethod):
     deviations: ClassVar[tuple[str, ...]] = (
         "two experts: each starts afresh, with computed steps; the last step of all is protected",
         "LTX-2: the batched conditional and unconditional call decides, by the video latents",
+        "bf16 checkpoints: latents and velocities are in the model's dtype, officially in fp32",
     )
     knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
     boundary: ClassVar = "model"

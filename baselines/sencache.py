@@ -49,6 +49,7 @@ class SenCache(ReuseMethod):
         "the table is measured along sampled videos of one task, and serves the model's others too",
         "LTX-2: the batched conditional and unconditional call decides, by the video latents",
         "two experts: each starts with a computed step",
+        "bf16 checkpoints: latents are compared as the model gets them, in its dtype",
     )
     joint: ClassVar[bool] = True
     knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)

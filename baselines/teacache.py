@@ -57,6 +57,7 @@ class TeaCache(ReuseMethod):
     deviations: ClassVar[tuple[str, ...]] = (
         "models with a timestep per token: the last token's embedding stands for all",
         "two experts: each starts with a computed step",
+        "bf16 checkpoints: with ret steps the signal is in the model's dtype, officially in fp32",
         "LTX-Video: the residual ends at the last block, the official one after the output norm",
         "LTX-2, for which there is no official rule: that of LTX-Video on the video tokens",
     )
