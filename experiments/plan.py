@@ -120,6 +120,11 @@ class _Builder:
                 f"{self._stale} settings were matched with other weights or an older version of "
                 "their method; calibrate again"
             )
+        if len(self._models) > 1:
+            notes.append(
+                f"{len(self._models)} models in one table, whose runtimes and differences to flow "
+                "matching it mixes; a run for each keeps them apart"
+            )
         return tuple(notes)
 
     def source(self, setting: Setting) -> _Source:

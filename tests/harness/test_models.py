@@ -63,6 +63,12 @@ def test_what_is_done_to_a_checkpoint_is_part_of_a_videos_key():
     assert not {cell.key for cell in plain} & {cell.key for cell in shifted}
 
 
+def test_a_table_of_two_models_says_so():
+    grid = "grid=[{model.dtype: [float32, bfloat16], label: '${model.dtype}'}]"
+    (note,) = plan(load_experiment([grid, "prompts=demo"])).notes
+    assert note.startswith("2 models in one table")
+
+
 def test_missing_weights_are_refused_before_any_video_is_made(cache, tmp_path, capsys):
     grid = "grid=[{model: [embedded, wan21_t2v_1_3b], label: '${model.name}'}]"
     chosen = [grid, "prompts=demo", "limit=1", "schedule.steps=2", "reference=null"]
