@@ -15,7 +15,7 @@ from analysis.pareto import front
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-HELD = 0.025  # of the reference's runtime: so much slower than it is, a setting still counts
+HELD = 0.025  # of the reference's runtime: so far from a runtime a setting still counts as there
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def at_runtime(
         runtime: (K,) measured runtime of each setting, NaN where it was not measured.
         quality: (V, K), a row per prompt and seed, NaN where a video was not scored.
         target: the runtime asked for, in the unit of `runtime`.
-        held: how far above the slowest setting's runtime it may lie, in the same unit.
+        held: how far outside the measured runtimes it may lie, in the same unit; the setting at
+            that end counts.
 
     Returns:
         (V,), all NaN where `target` lies outside the measured runtimes: nothing is extrapolated.
@@ -104,7 +105,7 @@ def at_runtime(
     known = np.isfinite(runtime) & np.isfinite(quality).any(axis=0)
     runtime, quality = runtime[known], quality[:, known]
     missing = np.full(len(quality), np.nan)
-    if not len(runtime) or not runtime.min() <= target <= runtime.max() + held:
+    if not len(runtime) or not runtime.min() - held <= target <= runtime.max() + held:
         return missing
     best = front(runtime, np.nanmean(quality, axis=0), higher_is_better)
     order = np.flatnonzero(best)[np.argsort(runtime[best], kind="stable")]
@@ -112,7 +113,7 @@ def at_runtime(
 
 
 def _interpolate(knots: np.ndarray, quality: np.ndarray, target: float) -> np.ndarray:
-    """Linear in each row of (V, K) over ascending knots (K,), held after the last knot."""
+    """Linear in each row of (V, K) over ascending knots (K,), held outside of them."""
     right = int(np.searchsorted(knots, target))
     if right == len(knots):
         return quality[:, -1]

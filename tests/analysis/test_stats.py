@@ -138,10 +138,11 @@ def test_nothing_is_extrapolated(target: float) -> None:
     assert np.isnan(at_runtime(RUNTIME, QUALITY, target, True)).all()
 
 
-def test_the_slowest_setting_counts_a_little_further_where_asked() -> None:
+def test_the_settings_at_the_ends_count_a_little_further_where_asked() -> None:
     assert at_runtime(RUNTIME, QUALITY, 4.2, True, held=0.25) == pytest.approx([30, 16])
-    assert np.isnan(at_runtime(RUNTIME, QUALITY, 4.5, True, held=0.25)).all()
-    assert np.isnan(at_runtime(RUNTIME, QUALITY, 0.9, True, held=0.25)).all()  # not a faster one
+    assert at_runtime(RUNTIME, QUALITY, 0.8, True, held=0.25) == pytest.approx([10, 0])
+    for target in (0.7, 4.3):
+        assert np.isnan(at_runtime(RUNTIME, QUALITY, target, True, held=0.25)).all()
 
 
 def test_settings_that_others_of_the_method_beat_are_not_used() -> None:
