@@ -35,6 +35,7 @@ from analysis.tables import (
 
 SUBJECT = "hsa"
 TARGETS = (0.25, 0.5)
+NAMED = 3  # of methods that are equally good; more are counted
 TOLERANCE = 0.1  # an HSA setting further than this from a target does not stand for it
 NOTE = (
     "Every method is read off its own settings, per video, at the measured runtime of the HSA "
@@ -200,7 +201,7 @@ def _compare(
 
 def _winners(task: str, comparisons: Sequence[Comparison]) -> Table:
     places = list(dict.fromkeys(map(_at, comparisons)))
-    best = {(c.metric, _at(c)): ", ".join(c.best) or MISSING for c in comparisons}
+    best = {(c.metric, _at(c)): _named(c.best) for c in comparisons}
     rows = tuple(
         (
             Entry(heading(metric), number=False),
@@ -209,6 +210,10 @@ def _winners(task: str, comparisons: Sequence[Comparison]) -> Table:
         for metric in dict.fromkeys(c.metric for c in comparisons)
     )
     return Table(f"Best method, {task.upper()}", ("Metric", *places), rows, NOTE)
+
+
+def _named(best: Sequence[str]) -> str:
+    return ", ".join(best) or MISSING if len(best) <= NAMED else f"{len(best)} alike"
 
 
 def _reached(comparisons: Sequence[Comparison]) -> Table:

@@ -101,7 +101,9 @@ def test_a_slowest_setting_that_is_hardly_faster_still_counts(frame) -> None:
 def test_methods_that_are_equally_good_are_all_the_best(frame, summary) -> None:
     same = frame.assign(value=1.0)
     found = compared(same, summarise(same, synthetic.runtimes(("t2v",)), synthetic.METRICS), 0.5)
-    assert set(found.best) >= {"hsa", "teacache", "flow_matching"}
+    assert set(found.best) == {"hsa", "teacache", "flow_matching", "static_mask"}
+    winners = comparison.tables([found], summary, [PSNR()])[0]
+    assert winners.rows[0][1].text == "4 alike"
 
 
 def test_the_second_that_reaches_a_runtime_is_underlined(frame, summary) -> None:
