@@ -129,7 +129,7 @@ def areas(summary: pd.DataFrame, task: str, metric: Metric) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """All settings of a method: runtime (K,), and quality of each video (V, K) as `per_video`."""
+    """All settings of a `method`: runtime (K,), and quality of each video (V, K) as `per_video`."""
 
     method: str
     runtime: np.ndarray
@@ -158,8 +158,8 @@ def _by_curve(view: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     if matched.empty:
         yield from view.groupby("method", sort=False)
         return
-    pairs = zip(matched["label"], matched["target"], strict=True)
-    yield from matched.groupby([untargeted(*pair) for pair in pairs], sort=False)
+    names = matched.apply(lambda row: untargeted(row["label"], row["target"]), axis=1)
+    yield from matched.groupby(names, sort=False)
 
 
 def _measured_near(summary: pd.DataFrame, task: str, target: float) -> float:

@@ -66,10 +66,12 @@ def test_methods_are_compared_at_the_measured_runtime_of_hsa(frame) -> None:
     assert found.runtime == 0.25 and found.reached["hsa"].n == 0
 
 
-def test_targets_of_the_grid_are_those_compared(frame, summary) -> None:
+def test_targets_of_the_grid_are_those_compared(frame) -> None:
     matched = frame.assign(target=np.where(frame["label"] == "HSA-75", 0.75, np.nan))
+    summary = summarise(matched, synthetic.runtimes(("t2v",)), synthetic.METRICS)
     found = comparison.compare(matched, summary, [PSNR()])
     assert [(c.target, c.runtime) for c in found] == [(0.75, pytest.approx(0.75))]
+    assert [list(c.reached) for c in found] == [["HSA-75"]]
 
 
 def test_variants_that_were_matched_to_a_target_are_compared_each_by_itself(frame, summary) -> None:
