@@ -84,8 +84,9 @@ def _match(setting: Setting, runs: _Runs) -> Match:
     require_knob(method, setting.label, target)
     key, matches = match_key(config, method, runs.task, target), Matches.of(config)
     known = matches.get(key)
-    decisive = ("weights", "version", "machine")
-    if known and all(known.provenance[name] == runs.provenance[name] for name in decisive):
+    now = runs.provenance
+    decisive = {name: now[name] for name in ("weights", "version", "machine")}
+    if known and known.made_with(**decisive):
         return known
     value, timed = search(target, method.knob[1:], runs.work, runs.time, 0.5 / runs.steps)
     found = Match(

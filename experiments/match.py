@@ -61,6 +61,10 @@ class Match:
     work: float
     provenance: Mapping[str, Any]
 
+    def made_with(self, **now: Any) -> bool:
+        """Whether these parts of the provenance are what they were: weights, version, machine."""
+        return all(self.provenance[name] == value for name, value in now.items())
+
     def __str__(self) -> str:
         values = ", ".join(f"{name}={_short(value)}" for name, value in self.fields.items())
         line = f"{self.label} {self.task} at {self.target:.0%}: {values or 'as it is'}, "

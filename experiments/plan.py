@@ -174,8 +174,7 @@ class _Builder:
             if match is None:
                 self._unmatched.append(f"{label} ({task})")
                 continue
-            now = {"weights": identity, "version": method.version}
-            self._stale += any(match.provenance[name] != value for name, value in now.items())
+            self._stale += not match.made_with(weights=identity, version=method.version)
             if match.reached:
                 methods[task] = matched(method, match)
             else:
