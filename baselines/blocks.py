@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from baselines.base import require
 from baselines.rule import Rule, Streams
 from baselines.videos import num_videos
-from hsa.registry import RunningBranch, registered
+from hsa.registry import RunningBranch, VideoClock, registered
 from hsa.schedulers import current_step
 from hsa.trace import experts
 
@@ -27,34 +26,28 @@ _HOOK = "ruled_modules"
 _STREAMS = ("hidden_states", "audio_hidden_states")
 
 
-@dataclass
-class _Branch:
-    rule: Rule
-    step: int
-
-
 class _Video:
     """The running video: what the guidance branches of the running expert remember."""
 
     def __init__(self, pipe: DiffusionPipeline, make_rule: Callable[[], Rule]) -> None:
         self.pipe, self.make_rule = pipe, make_rule
+        self.clock = VideoClock()
         self.forget()
 
     def forget(self) -> None:
+        self.clock.reset()
         self.expert: nn.Module | None = None
-        self.branches: dict[str, _Branch] = {}
+        self.rules: dict[str, Rule] = {}
         self.rule: Rule | None = None  # of the running branch
 
     def start(self, expert: nn.Module, name: str) -> None:
         """A forward of an expert begins; whatever another one remembered makes room for it."""
-        if expert is not self.expert:
-            self.forget()
-            self.expert = expert
         step = current_step(self.pipe.scheduler)
-        branch = self.branches.get(name)
-        if branch is None or step <= branch.step:  # a video was left unfinished: this is the next
-            branch = self.branches[name] = _Branch(self.make_rule(), step)
-        branch.step, self.rule = step, branch.rule
+        if self.clock.begins(name, step) or expert is not self.expert:
+            self.expert, self.rules = expert, {}
+        if name not in self.rules:
+            self.rules[name] = self.make_rule()
+        self.rule = self.rules[name]
         self.rule.begin(step)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from baselines.policy import Call, Policy, Tap
 from baselines.videos import num_videos
-from hsa.registry import RunningBranch, registered
+from hsa.registry import RunningBranch, VideoClock, registered
 from hsa.schedulers import current_step
 from hsa.trace import blocks, experts
 
@@ -63,10 +63,13 @@ class _Video:
         self, pipe: DiffusionPipeline, make_policy: Callable[[], Policy], joint: bool
     ) -> None:
         self.pipe, self.make_policy, self.joint = pipe, make_policy, joint
+        self.clock = VideoClock()
         self.forget()
 
     def forget(self) -> None:
-        self.branches: dict[tuple[str, str], _Branch] = {}
+        self.clock.reset()
+        self.expert: str | None = None
+        self.branches: dict[str, _Branch] = {}
         self.running: _Branch | None = None
 
     @property
@@ -75,18 +78,14 @@ class _Video:
 
     def run(self, expert: str, name: str) -> _Branch:
         """The branch that is running from here on."""
-        unfinished = self.step == 0 and (expert, name) in self.branches
-        if unfinished or any(other != expert for other, _ in self.branches):
-            self.forget()  # the last video, or the expert that is done
-        if not self.branches:
+        if self.clock.begins(name, self.step) or expert != self.expert:
+            self.expert, self.branches = expert, {}
             self.sigmas = self.pipe.scheduler.sigmas.tolist()
             self.spans = expert_steps(self.pipe)
-        if (expert, name) not in self.branches:
+        if name not in self.branches:
             leader = next(iter(self.branches.values()), None) if self.joint else None
-            self.branches[expert, name] = _Branch(
-                _Follower(leader) if leader else self.make_policy()
-            )
-        self.running = self.branches[expert, name]
+            self.branches[name] = _Branch(_Follower(leader) if leader else self.make_policy())
+        self.running = self.branches[name]
         return self.running
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
 
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from hsa.registry import RunningBranch, branch_copies, registered
+from hsa.registry import RunningBranch, VideoClock, branch_copies, registered
 from hsa.schedulers import current_step
 from hsa.trace import experts
 
@@ -24,31 +24,25 @@ def num_videos(pipe: DiffusionPipeline, branch: str, batch: Tensor) -> int:
     return len(batch) // branch_copies(pipe, branch)
 
 
-class _FirstCalls(RunningBranch):
-    """Sits on the transformer root by plain torch hooks: they outlive those of CPU offload."""
-
-    def __init__(self, pipe: DiffusionPipeline, begin: Begin) -> None:
-        super().__init__()
-        self.pipe, self.begin = pipe, begin
-        self.steps: dict[str, int] = {}  # last step of each branch
-
-    def start(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        step, branch = current_step(self.pipe.scheduler), self.name
-        if step <= self.steps.get(branch, step):  # within a video, time only advances
-            self.begin(module, branch, num_videos(self.pipe, branch, kwargs["hidden_states"]))
-        self.steps[branch] = step
-
-
 @contextmanager
 def each_video(pipe: DiffusionPipeline, begin: Begin) -> Iterator[None]:
     """Call ``begin`` before the first call of each guidance branch of each expert in every video.
 
     A video that was interrupted counts as ended when the next one begins.
     """
+    clock, begun = VideoClock(), set()
+
+    def start(branch: RunningBranch, expert: nn.Module, args: tuple, kwargs: dict) -> None:
+        if clock.begins(branch.name, current_step(pipe.scheduler)):
+            begun.clear()
+        if (expert, branch.name) not in begun:
+            begun.add((expert, branch.name))
+            begin(expert, branch.name, num_videos(pipe, branch.name, kwargs["hidden_states"]))
+
     with ExitStack() as stack:
         for transformer in experts(pipe).values():
-            hook = _FirstCalls(pipe, begin)
-            stack.enter_context(registered(transformer, hook, _HOOK))
-            start = transformer.register_forward_pre_hook(hook.start, with_kwargs=True)
-            stack.callback(start.remove)
+            branch = stack.enter_context(registered(transformer, RunningBranch(), _HOOK))
+            # Plain torch hooks outlive those of CPU offload.
+            hook = transformer.register_forward_pre_hook(partial(start, branch), with_kwargs=True)
+            stack.callback(hook.remove)
         yield

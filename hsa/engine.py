@@ -19,7 +19,7 @@ from hsa.adapter import Adapter, Branch, Forward
 from hsa.allocation import Rows
 from hsa.ltx import LTX2Adapter, LTXAdapter
 from hsa.memory import kv_memory
-from hsa.registry import RunningBranch, branch_copies, noisy_latents, registered
+from hsa.registry import RunningBranch, VideoClock, branch_copies, noisy_latents, registered
 from hsa.schedulers import CachedEuler, current_step, euler
 from hsa.trace import TRACE_HOOK, Trace, experts, record_calls
 from hsa.wan import WanAdapter
@@ -89,14 +89,7 @@ class _Video:
         self.rule, self.last, self.make_branch = rule, steps - 1, make_branch
         self.expert: str | None = None
         self.branches: dict[str, Branch] = {}
-        self.steps: dict[str, int] = {}  # last step of each branch, the measured one first
-
-    def follows(self, step: int, branch: str) -> bool:
-        """Whether a forward of `branch` at `step` can belong to this video: time only advances."""
-        return step >= max(self.steps.values()) and step != self.steps.get(branch)
-
-    def is_first(self, branch: str) -> bool:
-        return branch == next(iter(self.steps))
+        self.measured: str | None = None  # the branch that began
 
     def start(
         self, step: int, branch: str, expert: str, copies: int, device: torch.device
@@ -107,7 +100,7 @@ class _Video:
         """
         if expert != self.expert:
             self.expert, self.branches = expert, {}
-        self.steps[branch] = step
+        self.measured = self.measured or branch
         if branch not in self.branches:
             self.branches[branch] = self.make_branch(device)
         memory = self.branches[branch]
@@ -115,7 +108,7 @@ class _Video:
         return memory.new_forward(rows, step, branch, copies)
 
     def finish(self, forward: Forward, previous: Tensor | None) -> None:
-        if self.is_first(forward.name):
+        if forward.name == self.measured:
             self.rule.measure(forward, previous)
         if forward.step == self.last:
             del self.branches[forward.name]  # makes room for the decoder
@@ -134,16 +127,18 @@ class _Session:
         self.pipe, self.make_rule, self.kv_policy = pipe, make_rule, kv_policy
         kv_dtype, kv_device = kv_policy
         self.make_branch = partial(make_branch, kv_dtype=kv_dtype, kv_device=kv_device)
+        self.clock = VideoClock()
         self.video: _Video | None = None
 
     def forget(self) -> None:
+        self.clock.reset()
         self.video = None
 
     def start(self, branch: str, expert: str, device: torch.device) -> Forward:
         """The running forward, of a new video where the last was left unfinished."""
         scheduler = self.pipe.scheduler
         step = current_step(scheduler)
-        if self.video is None or not self.video.follows(step, branch):
+        if self.clock.begins(branch, step):
             if not isinstance(scheduler, CachedEuler):
                 raise ValueError(
                     f"scheduler: {type(scheduler).__name__} was set after HSA; choices: CachedEuler"
@@ -192,7 +187,7 @@ class _Expert:
     def _announce(self, rope: nn.Module, args: tuple) -> None:
         """Say what a new video's K/V will take; loudly where there is no room for it."""
         forward, latents = self.adapter.forward, self.latents
-        if forward.step > 0 or not self.session.video.is_first(forward.name):
+        if forward.step > 0 or forward.name != self.session.video.measured:
             return
         policy, batch = self.session.kv_policy, len(latents) // forward.copies
         memory = kv_memory(self.session.pipe, self.adapter, forward.grid, batch, latents.device)

@@ -60,6 +60,33 @@ class RunningBranch(ModelHook):
         self._ended()
 
 
+class VideoClock:
+    """Tells one video from the next by the steps in which guidance branches run.
+
+    Within a video time only advances, and a branch runs once a step. diffusers says when a call of
+    the pipeline ends, but not when one is interrupted.
+
+    Attributes:
+        steps: last step of each branch of the running video, in the order in which they began.
+    """
+
+    def __init__(self) -> None:
+        self.steps: dict[str, int] = {}
+
+    def begins(self, branch: str, step: int) -> bool:
+        """Note a forward; tell whether it is the first of a video."""
+        steps = self.steps
+        begins = not steps or step < max(steps.values()) or step == steps.get(branch)
+        if begins:
+            steps.clear()
+        steps[branch] = step
+        return begins
+
+    def reset(self) -> None:
+        """The video has ended: the next forward begins another one."""
+        self.steps.clear()
+
+
 def branch_copies(pipe: DiffusionPipeline, branch: str) -> int:
     """How many times a call of a guidance branch holds the samples, the conditional ones last.
 
