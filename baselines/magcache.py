@@ -37,7 +37,8 @@ class MagCache(ReuseMethod):
     all: none, in the released rule.
 
     ``ratios``: a model of the official table, or for each guidance branch the list that
-    `calibrate` measured; other numbers of steps take the nearest entry. ``sqrt_ratios``: the
+    `calibrate` measured; other numbers of steps take the nearest entry. None has to be replaced
+    where the threshold lets anything be skipped. ``sqrt_ratios``: the
     paper's evaluation, which smooths the ratios, instead of the released rule.
     ``cache_first_expert``: off, the first of two experts is never cached, as in the released
     image-to-video script.
@@ -49,7 +50,7 @@ class MagCache(ReuseMethod):
     source: ClassVar[str] = "github.com/Zehong-Ma/MagCache df81cb1"
     knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
 
-    ratios: str | Mapping[str, Sequence[float]] = "wan2.1-t2v-1.3b"
+    ratios: str | Mapping[str, Sequence[float]] | None = None
     threshold: float = 0.12
     max_skip_steps: int = 2
     retention_ratio: float = 0.2
@@ -72,7 +73,7 @@ class MagCache(ReuseMethod):
             lists = self.by_branch.values() if isinstance(self.ratios, Mapping) else ()
             known = bool(lists) and all(values and is_numbers(values) for values in lists)
         require(
-            known,
+            known or (self.ratios is None and self.threshold == 0),
             "magcache.ratios",
             self.ratios,
             f"one of {', '.join(OFFICIAL)}, or a list for each branch from `hsa-bench calibrate`",
@@ -92,7 +93,7 @@ class MagCache(ReuseMethod):
             require(isinstance(value, bool), f"magcache.{name}", value, "true or false")
 
     def neutral(self, request: Request) -> MagCache:
-        return replace(self, threshold=0.0)
+        return replace(self, ratios=None, threshold=0.0)
 
     def policy(self, request: Request) -> Policy:
         return _Schedule(self)
@@ -106,6 +107,8 @@ class MagCache(ReuseMethod):
         Raises:
             ValueError: there are no ratios for that branch.
         """
+        if self.threshold == 0:
+            return [True] * spans[-1].stop
         by_branch = self.by_branch
         require(
             branch in by_branch,

@@ -66,8 +66,7 @@ class OracleSchedule(ReuseMethod):
             bool(masks) and all(len(mask) == request.steps for mask in masks),
             "oracle.masks",
             self.masks,
-            f"masks of {request.steps} steps for {request.task}; `hsa-bench calibrate` finds them "
-            f"with method.masks={{}} method.budget={request.steps}",
+            f"masks of {request.steps} steps for {request.task}, from `hsa-bench calibrate`",
         )
         budgets = sorted(map(_budget, masks))
         require(self.budget in budgets, "oracle.budget", self.budget, f"one of {budgets}")

@@ -79,7 +79,7 @@ class SenCache(ReuseMethod):
             len(self.sigmas) > 0 or self == self.neutral(request),
             "sencache.sigmas",
             self.sigmas,
-            "a list from `hsa-bench calibrate`, which wants both thresholds at 0",
+            "a list from `hsa-bench calibrate`",
         )
 
     def neutral(self, request: Request) -> SenCache:

@@ -116,12 +116,12 @@ class TeaCache(ReuseMethod):
         require(
             wan or not self.use_ret_steps, "teacache.use_ret_steps", True, "false, except on Wan"
         )
-        fitting = [model for model in OFFICIAL if model.startswith("wan") == wan]
+        fitting = [model for model in OFFICIAL if model.startswith("wan" if wan else "ltx")]
         require(
             self.coefficients not in OFFICIAL.keys() - fitting,
             "teacache.coefficients",
             self.coefficients,
-            f"identity, {', '.join(fitting)}: those of the model's own signal",
+            f"identity, {', '.join(fitting)}: those of the model's family",
         )
         tap, watch = _watched(pipe, self.use_ret_steps)
         return residual_reuse(pipe, partial(self.policy, request, watch), tap)

@@ -255,8 +255,8 @@ def calibrate(session: Session) -> int:
             session.console.print(str(found))
             failed |= isinstance(found, UserError)
         return 1 if failed else 0
-    label = settings[0].label
-    cells = [cell for cell in plan(session.experiment).cells if cell.label == label]
+    label, cells = settings[0].label, plan(session.experiment, neutral=True).cells
+    cells = [cell for cell in cells if cell.label == label]
     found = calibrate(cells, _worker(session))
     print(OmegaConf.to_yaml(OmegaConf.create(found)), end="")
     return 0

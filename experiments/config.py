@@ -82,6 +82,7 @@ class ModelConfig:
     request: RequestConfig = field(default_factory=RequestConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     transformer: TransformerConfig | None = None
+    official: dict[str, str] = field(default_factory=dict)  # its name in the tables of methods
     note: str | None = None  # what every table of this model has to say
 
 

@@ -49,18 +49,19 @@ class Plan:
         return groups
 
 
-def plan(experiment: Experiment, count_only: bool = False) -> Plan:
+def plan(experiment: Experiment, count_only: bool = False, neutral: bool = False) -> Plan:
     """Expand an experiment and check everything that can be checked without loading a model.
 
     Args:
         count_only: let cells without a text stand in for those of a suite that is not installed;
             a note says so. They have other keys than the real ones.
+        neutral: methods skip nothing, so that what they have to know of a model can be missing.
 
     Raises:
         UserError: a setting that cannot run.
     """
     _refuse_ambiguous(experiment.settings)
-    builder = _Builder(count_only)
+    builder = _Builder(count_only, neutral)
     cells: dict[str, tuple[Place, Cell]] = {}
     references: dict[str, tuple[Place, Cell]] = {}
     for setting in experiment.settings:
@@ -95,8 +96,8 @@ def _refuse_ambiguous(settings: Sequence[Setting]) -> None:
 class _Builder:
     """What the cells of settings are made of; equal parts of the configuration are built once."""
 
-    def __init__(self, count_only: bool) -> None:
-        self._count_only = count_only
+    def __init__(self, count_only: bool, neutral: bool) -> None:
+        self._count_only, self._neutral = count_only, neutral
         self._remarks: dict[str, None] = {}  # on models and prompts, each once
         self._unreached: list[str] = []
         self._unmatched: list[str] = []
@@ -140,6 +141,7 @@ class _Builder:
                 self._methods(setting, identity),
                 identity,
                 self._prompts(config),
+                self._neutral,
             )
         return self._sources[id(setting)]
 
@@ -198,10 +200,11 @@ class _Source:
         methods: Mapping[str, Method],
         identity: Mapping[str, Any],
         prompts: Sequence[Prompt],
+        neutral: bool,
     ):
         self._setting, self._model, self._identity = setting, model, identity
         self._methods = methods  # task -> method
-        self._prompts = prompts
+        self._prompts, self._neutral = prompts, neutral
         self._cells: dict[Place, Cell] = {}
         _require_prompts(self._prompts)
 
@@ -220,6 +223,8 @@ class _Source:
         config, (_, task, prompt, seed) = self._setting.config, place
         found, method = self._prompts[prompt], self._methods[config.tasks[task]]
         request = _request(config, method, config.tasks[task], found, config.seeds[seed])
+        if self._neutral:
+            method = method.neutral(request)
         _check(method, request, found, config.model)
         inputs = cell_inputs(
             config.model, self._identity, method_name(config), method, request, found

@@ -1,7 +1,7 @@
 """Every method of conf/method on every kind of pipeline, and what one run of it shows."""
 
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -29,15 +29,20 @@ ON_RANDOM_WEIGHTS = {
     "teacache_protected": {"threshold": 2.0},
     "teacache_ret": {"threshold": 2.0},
 }
-# What has to be measured on LTX-2 before a method can run, by `hsa-bench calibrate`.
+# MagCache has to know a model: by its name in the official table, or on LTX-2 by
+# `hsa-bench calibrate`.
+RATIOS = {
+    "wan_t2v": "wan2.1-t2v-1.3b",
+    "wan_i2v": "wan2.1-i2v-14b-480p",
+    "wan22_t2v": "wan2.2-t2v-a14b",
+    "wan22_i2v": "wan2.2-i2v-a14b",
+    "ti2v_t2v": "wan2.2-ti2v-5b-t2v",
+    "ti2v_i2v": "wan2.2-ti2v-5b-i2v",
+}
 MEASURED = {
-    "magcache": {
-        "ratios": {
-            "cond_uncond": [1.0, 0.99, 0.98, 0.97],
-            "uncond_stg": [1.0, 0.98, 0.99, 0.97],
-            "uncond_modality": [1.0, 0.97, 0.99, 0.98],
-        }
-    }
+    "cond_uncond": [1.0, 0.99, 0.98, 0.97],
+    "uncond_stg": [1.0, 0.98, 0.99, 0.97],
+    "uncond_modality": [1.0, 0.97, 0.99, 0.98],
 }
 with initialize_config_module("conf", version_base="1.3"):
     METHODS = {
@@ -77,8 +82,9 @@ def branches(pipe) -> tuple[str, ...]:
 
 def method(name: str, pipeline: str = "wan_t2v") -> Method:
     """As its yaml has it, but for what skips something on random weights of this pipeline."""
-    measured = MEASURED.get(name, {}) if pipeline.startswith("ltx2") else {}
-    settings = ON_RANDOM_WEIGHTS.get(name, {}) | measured
+    settings = ON_RANDOM_WEIGHTS.get(name, {})
+    if name == "magcache":
+        settings = {"ratios": RATIOS.get(pipeline, MEASURED)}
     return instantiate(METHODS[name], **settings)
 
 
@@ -147,7 +153,19 @@ class Run:
     steps: int
 
 
+def interrupt(step: int):
+    """For `callback_on_step_end`: ends the call of a pipeline after a step, as Ctrl-C does."""
+
+    def callback(pipe, at, timestep, tensors):
+        if at == step:
+            raise KeyboardInterrupt
+        return tensors
+
+    return callback
+
+
 def observe(method: Method, pipe, *requests: Request) -> Run:
+    """The videos that are not interrupted."""
     calls, velocities = Counter(), {}
 
     def velocity(module, args, output):
@@ -172,7 +190,9 @@ def observe(method: Method, pipe, *requests: Request) -> Run:
                             stack.callback(module.register_forward_hook(work).remove)
             videos = [latents(pipe(**requests[0].kwargs(pipe)))]
         observed = replace(trace, records=list(trace.records))
-        videos += [latents(pipe(**request.kwargs(pipe))) for request in requests[1:]]
+        for request in requests[1:]:
+            with suppress(KeyboardInterrupt):
+                videos.append(latents(pipe(**request.kwargs(pipe))))
     return Run(videos, observed, calls["half"] / 2, calls["work"], velocities, requests[0].steps)
 
 

@@ -10,7 +10,16 @@ import torch
 
 from baselines.flow_matching import FlowMatching
 from tests.baselines import cases, support
-from tests.baselines.cases import METHODS, PIPELINES, Run, fingerprint, pipe_of, request, sample
+from tests.baselines.cases import (
+    METHODS,
+    PIPELINES,
+    Run,
+    fingerprint,
+    interrupt,
+    pipe_of,
+    request,
+    sample,
+)
 
 SHORT = 12  # steps of the runs that need none of the settings
 every_case = pytest.mark.parametrize(
@@ -26,13 +35,16 @@ def flow_matching(pipeline: str) -> torch.Tensor:
 
 @cache
 def observed(pipeline: str, name: str) -> Run | str:
-    """Videos A, B, A of one attach, A observed, after which the pipe is as before; or why not."""
+    """Videos A, B, an interrupted one and A of one attach, the first observed, after which the pipe
+    is as before; or why not.
+    """
     pipe, method = pipe_of(pipeline), cases.method(name, pipeline)
     steps = cases.steps_of(method)
     one, two = request(pipe, steps=steps), request(pipe, seed=1, steps=steps)
+    broken = request(pipe, seed=1, steps=steps, callback_on_step_end=interrupt(SHORT))
     before = fingerprint(pipe)
     try:
-        run = cases.observe(method, pipe, one, two, one)
+        run = cases.observe(method, pipe, one, two, broken, one)
     except ValueError as refusal:
         run = str(refusal)
     assert fingerprint(pipe) == before
@@ -65,7 +77,7 @@ def test_neutral_setting_is_flow_matching(pipe, pipeline, method, run):
 
 
 @every_case
-def test_order_does_not_matter(run):
+def test_what_was_made_before_does_not_matter(run):
     first, other, again = run.latents
     assert torch.equal(again, first)
     assert not torch.equal(other, first)
@@ -91,14 +103,10 @@ def test_batch_of_two_is_two_singles(pipe, method, run):
 
 @every_case
 def test_interrupted_pipe_is_as_before(pipe, pipeline, method, run):
-    def interrupt(pipe, step, timestep, tensors):
-        if step == SHORT:
-            raise KeyboardInterrupt
-        return tensors
-
+    broken = request(pipe, steps=run.steps, callback_on_step_end=interrupt(SHORT))
     before = fingerprint(pipe)
     with pytest.raises(KeyboardInterrupt):
-        sample(method, pipe, request(pipe, steps=run.steps, callback_on_step_end=interrupt))
+        sample(method, pipe, broken)
     assert fingerprint(pipe) == before
     plain = sample(FlowMatching(), pipe, request(pipe, steps=SHORT))
     assert torch.equal(plain, flow_matching(pipeline))

@@ -17,6 +17,8 @@ from hsa.trace import Trace, record_calls
 from tests.baselines import cases
 from tests.baselines.cases import PIPELINES, fingerprint, request, sample
 
+OWN = "wan2.1-t2v-1.3b"
+
 
 def mask(method: MagCache, *spans: int, branch: str = "cond") -> str:
     ends = np.cumsum((0, *spans)).tolist()
@@ -115,8 +117,7 @@ def test_last_steps_are_protected_on_demand():
 @pytest.mark.parametrize("pipeline", ["wan_t2v", "wan22_i2v", "ltx2_i2v"])
 def test_trace_shows_the_mask(pipeline):
     pipe, steps = PIPELINES[pipeline](), 20
-    ratios = cases.MEASURED["magcache"]["ratios"] if "ltx" in pipeline else "wan2.2-t2v-a14b"
-    method = MagCache(ratios, 0.06, 2, 0.3)
+    method = MagCache(cases.RATIOS.get(pipeline, cases.MEASURED), 0.06, 2, 0.3)
     with method.attach(pipe, request(pipe, steps=steps)) as trace:
         pipe(**request(pipe, steps=steps).kwargs(pipe))
     first = [record.expert for record in trace.records].count("transformer")
@@ -186,14 +187,18 @@ def test_second_expert_starts_its_own_list():
 @pytest.mark.parametrize(
     ("method", "complaint"),
     [
+        (MagCache(), "magcache.ratios=None: choose one of wan2.1-t2v-14b, "),
         (MagCache("wan3"), "magcache.ratios='wan3': choose one of wan2.1-t2v-14b, "),
         (MagCache({}), "magcache.ratios={}: choose one of"),
         (MagCache({"cond": []}), "magcache.ratios="),
         (MagCache({"cond": ["1"]}), "magcache.ratios="),
-        (MagCache(threshold=-1), "magcache.threshold=-1: choose a number >= 0"),
-        (MagCache(max_skip_steps=1.5), "magcache.max_skip_steps=1.5: choose a whole number"),
-        (MagCache(retention_ratio=2), r"magcache.retention_ratio=2: choose a number in 0\.\.1"),
-        (MagCache(sqrt_ratios=1), "magcache.sqrt_ratios=1: choose true or false"),
+        (MagCache(OWN, threshold=-1), "magcache.threshold=-1: choose a number >= 0"),
+        (MagCache(OWN, max_skip_steps=1.5), "magcache.max_skip_steps=1.5: choose a whole number"),
+        (
+            MagCache(OWN, retention_ratio=2),
+            r"magcache.retention_ratio=2: choose a number in 0\.\.1",
+        ),
+        (MagCache(OWN, sqrt_ratios=1), "magcache.sqrt_ratios=1: choose true or false"),
     ],
     ids=repr,
 )
@@ -205,4 +210,4 @@ def test_bad_setting_is_refused(method, complaint):
 def test_model_with_other_branches_is_refused():
     pipe = PIPELINES["ltx2_t2v"]()
     with pytest.raises(ValueError, match="magcache.ratios of branch cond_uncond='wan2.1"):
-        sample(MagCache(), pipe, request(pipe, steps=4))
+        sample(MagCache(OWN), pipe, request(pipe, steps=4))

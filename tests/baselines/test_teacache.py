@@ -179,6 +179,7 @@ def test_decides_on_ltx_by_the_modulated_input(name, threshold, coefficients):
         ("ltx2_t2v", TeaCache(use_ret_steps=True), "use_ret_steps=True: choose false, except on"),
         ("ltx_t2v", TeaCache(0.1, "wan2.1-t2v-14b"), "choose identity, ltx-video-0.9.1"),
         ("wan_t2v", TeaCache(0.1, "ltx-video-0.9.1"), "choose identity, wan2.1-t2v-1.3b"),
+        ("ltx2_t2v", TeaCache(0.1, "flux"), "choose identity, ltx-video-0.9.1: those of"),
         ("wan_t2v", TeaCache(0.1, "flux", True), "choose one of wan2.1-t2v-1.3b, .* with use_ret"),
     ],
 )

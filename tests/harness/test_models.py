@@ -10,6 +10,7 @@ import torch
 
 from experiments.cell import Cell
 from experiments.config import build, load_experiment
+from experiments.errors import UserError
 from experiments.execute import sample
 from experiments.models import identity, load, locate
 from experiments.plan import plan
@@ -61,6 +62,34 @@ def test_checkpoints_are_pinned(name):
 def test_what_is_done_to_a_checkpoint_is_part_of_a_videos_key():
     plain, shifted = cells("wan22_ti2v_5b"), cells("wan22_ti2v_5b", "model.load.flow_shift=3")
     assert not {cell.key for cell in plain} & {cell.key for cell in shifted}
+
+
+OFFICIAL = {  # of the authors' tables
+    "wan21_t2v_1_3b": {"teacache": "wan2.1-t2v-1.3b", "magcache": "wan2.1-t2v-1.3b"},
+    "wan21_t2v_14b": {"teacache": "wan2.1-t2v-14b", "magcache": "wan2.1-t2v-14b"},
+    "wan21_i2v_14b_480p": {"teacache": "wan2.1-i2v-14b-480p", "magcache": "wan2.1-i2v-14b-480p"},
+    "wan21_i2v_14b_720p": {"teacache": "wan2.1-i2v-14b-720p", "magcache": "wan2.1-i2v-14b-720p"},
+    "wan22_t2v_a14b": {"teacache": "identity", "magcache": "wan2.2-t2v-a14b"},
+    "wan22_i2v_a14b": {"teacache": "identity", "magcache": "wan2.2-i2v-a14b"},
+    "ltx2": {"teacache": "identity"},
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_method_takes_the_constants_of_its_model(name):
+    found = {}
+    for method, field in (("teacache", "coefficients"), ("magcache", "ratios")):
+        if method in OFFICIAL[name]:
+            found[method] = getattr(cells(name, f"method={method}")[-1].method, field)
+    assert found == OFFICIAL[name]
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*OFFICIAL} | {"ltx2"}))
+def test_a_model_without_official_ratios_is_refused(name):
+    with pytest.raises(
+        UserError, match="magcache.ratios=None: choose one of .*hsa-bench calibrate"
+    ):
+        cells(name, "method=magcache")
 
 
 def test_a_table_of_two_models_says_so():

@@ -324,5 +324,7 @@ def test_calibrate_prints_fields_for_the_yaml(tmp_path, capsys):
     assert len(found.coefficients) == 5
     fitted = {"_target_": "baselines.teacache.TeaCache", "threshold": 0.1}
     instantiate(fitted, coefficients=list(found.coefficients))
+    assert hsa_bench("calibrate", tmp_path, *arguments, "method=magcache") == 0  # none are known
+    assert {*OmegaConf.create(capsys.readouterr().out)} == {"cond", "uncond"}
     assert hsa_bench("calibrate", tmp_path, *arguments) == 2
     assert "flow_matching has nothing to calibrate" in capsys.readouterr().err
