@@ -29,7 +29,7 @@ _STREAMS = ("hidden_states", "audio_hidden_states")
 class _Video:
     """The running video: what the guidance branches of the running expert remember."""
 
-    def __init__(self, pipe: DiffusionPipeline, make_rule: Callable[[], Rule]) -> None:
+    def __init__(self, pipe: DiffusionPipeline, make_rule: Callable[[str], Rule]) -> None:
         self.pipe, self.make_rule = pipe, make_rule
         self.clock = VideoClock()
         self.forget()
@@ -46,7 +46,7 @@ class _Video:
         if self.clock.begins(name, step) or expert is not self.expert:
             self.expert, self.rules = expert, {}
         if name not in self.rules:
-            self.rules[name] = self.make_rule()
+            self.rules[name] = self.make_rule(name)
         self.rule = self.rules[name]
         self.rule.begin(step)
 
@@ -91,14 +91,14 @@ class _Module(ModelHook):
 @contextmanager
 def ruled_modules(
     pipe: DiffusionPipeline,
-    make_rule: Callable[[], Rule],
+    make_rule: Callable[[str], Rule],
     modules: Callable[[nn.Module], Mapping[Hashable, nn.Module]],
     refusing: str | None = None,
 ) -> Iterator[None]:
     """Let rules stand in for modules of every expert of the pipe.
 
     Args:
-        make_rule: called for each branch of each expert at the start of each video.
+        make_rule: called with the name of each branch of each expert, in each video.
         modules: what the rule decides about in a transformer, by the keys it knows.
         refusing: name of the method, if it refuses a batch of videos.
 

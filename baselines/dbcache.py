@@ -32,7 +32,7 @@ class DBCache(Method):
     the last computed step of the branch. ``max_continuous_cached_steps`` and ``max_cached_steps``
     limit the skipped steps, -1 for no limit. ``taylorseer_order``: 1 or 2 to extrapolate the
     skipped residual, None to reuse it. The defaults are those of cache-dit's command line, which
-    its Wan examples use; its library defaults are 8 front blocks and a threshold of 0.08.
+    its Wan 2.1 examples use; its library defaults are 8 front blocks and a threshold of 0.08.
     """
 
     version: ClassVar[int] = 1
@@ -40,10 +40,13 @@ class DBCache(Method):
     paper: ClassVar[str] = "none: cache-dit's Dual Block Cache; TaylorSeer is arXiv 2503.06923"
     source: ClassVar[str] = "github.com/vipshop/cache-dit 1.5.3 (Apache-2.0)"
     deviations: ClassVar[tuple[str, ...]] = (
-        "contexts are refreshed before every video: by itself cache-dit starts the second one from "
-        "the first one's residuals",
+        "installed on transformers, whose contexts are renewed for every video, as cache-dit does "
+        "by itself where it is installed on the pipeline",
+        "without guidance every call is one of the same branch; cache-dit takes every second one "
+        "for unconditional whatever the guidance",
         "the attention backend is left alone, where enable_cache() picks one",
-        "two experts: the same settings for both, the warm-up included",
+        "two experts: the same settings for both, the warm-up included; cache-dit's Wan 2.2 "
+        "example has 4 warm-up and at most 8 cached steps for the first, 2 and 20 for the second",
     )
     knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 1.0)
 

@@ -32,7 +32,7 @@ class DDiT(Method):
     ``percentile``: of the patches, 0 to 1, whose detail is compared.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "from-paper"
     paper: ClassVar[str] = "arXiv 2602.16968"
     source: ClassVar[str] = "the paper's rule; layers trained by experiments.embedded.train_ddit"
@@ -42,7 +42,8 @@ class DDiT(Method):
         "what coarse tokens cannot carry goes past the blocks, scaled by the time: the paper's "
         "residual block is not spelt out",
         "trained on rendered videos, where the paper samples its training videos from the model, "
-        "and on the guided velocity too",
+        "and on the guided velocity too; errors are relative to the velocity",
+        "image-to-video, which the paper does not have: a given frame has no part in the choice",
     )
     knob: ClassVar[tuple[str, float, float]] = ("threshold", 1e-5, 1.0)
 
@@ -73,7 +74,12 @@ class DDiT(Method):
     def install(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[None]:
         from baselines.patches import coarse_steps
 
-        return coarse_steps(pipe, WEIGHTS, lambda: self.coarse(pipe.scheduler.latents))
+        given = int(request.task == "i2v")  # the first frame, whose latents nobody reads
+
+        def coarse() -> bool:
+            return self.coarse([latents[:, :, given:] for latents in pipe.scheduler.latents])
+
+        return coarse_steps(pipe, WEIGHTS, coarse)
 
     def coarse(self, latents: Sequence[Tensor]) -> bool:
         """Whether a step that starts from the last of ``latents``, (1, C, F, H, W), is coarse."""

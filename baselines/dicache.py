@@ -23,8 +23,9 @@ class DiCache(RuleMethod):
     The probe is the first ``probe_depth`` blocks. The first ``ret_ratio`` of the steps are
     computed. A skipped step adds R2 + g (R1 - R2), where R1 and R2 are the blocks' last two
     computed residuals and g in [1, ``max_gamma``] is how far the probe's residual has moved from
-    its value at R2, relative to the way it went from R2 to R1. The authors' threshold and limit
-    for Wan are the defaults; for Hunyuan and FLUX the limit is 1.5.
+    its value at R2, relative to the way it went from R2 to R1. The defaults are those of the
+    authors' code for Wan; the paper's threshold there is 0.2, and for Hunyuan and FLUX the limit is
+    1.5.
     """
 
     version: ClassVar[int] = 1
@@ -32,6 +33,8 @@ class DiCache(RuleMethod):
     paper: ClassVar[str] = "arXiv 2508.17356"
     source: ClassVar[str] = "the paper, section 3; the authors' code has no licence"
     deviations: ClassVar[tuple[str, ...]] = (
+        "the share of computed first steps and the limits of g are those of the authors' code; the "
+        "paper has neither",
         "two experts: each starts with a computed step and reuses plainly until it has two",
         "LTX: guidance is one batch, so both branches share a decision and an extrapolation",
         "LTX-2: the video stream decides; each stream extrapolates by its own probe",

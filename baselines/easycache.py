@@ -20,14 +20,16 @@ class EasyCache(ReuseMethod):
     one are computed.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "official-rule"
     paper: ClassVar[str] = "arXiv 2507.02860"
     source: ClassVar[str] = "github.com/H-EmbodVis/EasyCache 5127804 (Apache-2.0)"
     deviations: ClassVar[tuple[str, ...]] = (
         "two experts: each starts afresh, with computed steps; the last step of all is protected",
-        "LTX-2: the batched conditional and unconditional call decides, by the video latents",
-        "bf16 checkpoints: latents and velocities are in the model's dtype, officially in fp32",
+        "a timestep per token (TI2V): the frame that is given is part of the means",
+        "LTX-2: the video stream decides for both",
+        "bf16 checkpoints: latents and velocities are in the model's dtype, officially in fp32, "
+        "and a velocity is taken from its distance to the latents, which rounds it once more",
     )
     knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
     boundary: ClassVar = "model"
@@ -68,7 +70,7 @@ class _Rule(Policy):
 
     def decide(self, call: Call) -> bool:
         one_video(call, "easycache")
-        previous, self.latents = self.latents, call.tokens.float()
+        previous, self.latents = self.latents, conditional(call.tokens)
         if call.step in self.free and self.rate is not None:
             _, velocity = self.computed
             change = _distance(self.latents, previous) / velocity.abs().mean().item()
@@ -79,11 +81,16 @@ class _Rule(Policy):
         return True
 
     def observe(self, call: Call, residual: Tensor) -> None:
-        latents, velocity = self.latents, call.tokens.float() + residual.float()
+        latents, velocity = self.latents, self.latents + conditional(residual)
         if self.computed is not None:
             before, velocity_before = self.computed
             self.rate = _distance(velocity, velocity_before) / _distance(latents, before)
         self.computed = latents, velocity
+
+
+def conditional(rows: Tensor) -> Tensor:
+    """Of the one video's rows, two where LTX runs its guidance as a batch: the last, in fp32."""
+    return rows[-1:].float()
 
 
 def _distance(new: Tensor, old: Tensor) -> float:

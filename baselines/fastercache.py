@@ -51,11 +51,15 @@ class FasterCache(Method):
     deviations: ClassVar[tuple[str, ...]] = (
         "the paper gives a start for CFG-Cache only: feature reuse begins with it",
         "the paper leaves two numbers open: the switch from low to high frequencies is half of the "
-        "steps; low is within a fifth of the shorter side, as in diffusers' port (Apache-2.0)",
+        "steps, as in MaxDiffusion's port to Wan (Apache-2.0); low is within a fifth of the "
+        "shorter side, as in diffusers' port (Apache-2.0)",
         "a full step computes every attention, also where feature reuse would skip it",
         "two experts: each starts with a full step",
+        "as the paper writes it, not as its code for each model runs: that multiplies the factors "
+        "again at every step, switches later, and on some models keeps w constant or reuses two "
+        "attentions of three",
     )
-    knob: ClassVar[tuple[str, float, float]] = ("start", 0.0, 1.0)
+    knob: ClassVar[tuple[str, float, float]] = ("start", 1 / 3, 1.0)  # not before the paper's
 
     start: float = 1 / 3
     attention_interval: int = 2
@@ -127,10 +131,13 @@ class _Schedule:
 
 
 class _DynamicReuse(Rule):
-    """F[t-1] = F[t] + (F[t] - F[t+2]) w(t) in place of a self-attention."""
+    """F[t-1] = F[t] + (F[t] - F[t+2]) w(t) in place of a self-attention.
 
-    def __init__(self, schedule: _Schedule) -> None:
-        self.schedule = schedule
+    The unconditional branch keeps nothing: it runs in full or not at all.
+    """
+
+    def __init__(self, schedule: _Schedule, branch: str) -> None:
+        self.schedule, self.keeps = schedule, branch != "uncond"
         self.cache: dict[int, list[Streams]] = {}  # block -> at most two outputs, newest first
 
     def begin(self, step: int) -> None:
@@ -140,7 +147,7 @@ class _DynamicReuse(Rule):
         cache = self.cache.setdefault(key, [])
         if self.schedule.full(self.step) or self.schedule.cached(self.step) or not cache:
             output = compute()
-            if self.schedule.cached(self.step):
+            if self.keeps and self.schedule.cached(self.step):
                 self.cache[key] = [output, *cache[:1]]
             return output
         newest, older = cache[0], cache[-1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from baselines.base import Method, Request, is_number, require
@@ -30,6 +29,7 @@ class FirstBlockCache(Method):
     paper: ClassVar[str] = "none: ParaAttention's First Block Cache"
     source: ClassVar[str] = "diffusers.hooks.first_block_cache"
     deviations: ClassVar[tuple[str, ...]] = (
+        "diffusers reuses at equality with the threshold, ParaAttention below it",
         "LTX-2, which the hook cannot run: the same rule decides on video and serves both streams",
         "LTX: guidance is one batch, so both branches share a decision",
     )
@@ -87,7 +87,7 @@ def first_block_rule(pipe: DiffusionPipeline, threshold: float) -> AbstractConte
 
     return ruled_modules(
         pipe,
-        partial(_FirstBlock, threshold),
+        lambda branch: _FirstBlock(threshold),
         lambda transformer: dict(enumerate(blocks(transformer))),
         refusing="first_block_cache",
     )

@@ -32,6 +32,9 @@ class Foresight(RuleMethod):
     deviations: ClassVar[tuple[str, ...]] = (
         "limits as released, from the last warm-up step; the paper weights the last three",
         "Wan: each guidance branch decides for itself; the official models batch them",
+        "every video has a warm-up of its own; the released code never starts anew, and its second "
+        "video goes by the limits of the first",
+        "changes are measured in fp32; officially in the model's dtype, infinite ones set to zero",
         "two experts: each counts its own steps and has its own warm-up",
         "LTX-2: the video stream decides for both",
     )
@@ -75,7 +78,7 @@ class _Layers(Rule):
         if key <= self.last_reused:
             return self.outputs[key]
         output = compute()
-        if key in self.outputs:
+        if key in self.outputs and self.count >= self.method.warmup - 1:
             self.measured[key] = _mean_squared(output[0], self.outputs[key][0])
         self.outputs[key] = output
         return output

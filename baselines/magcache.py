@@ -38,16 +38,22 @@ class MagCache(ReuseMethod):
 
     ``ratios``: a model of the official table, or for each guidance branch the list that
     `calibrate` measured; other numbers of steps take the nearest entry. None has to be replaced
-    where the threshold lets anything be skipped. ``sqrt_ratios``: the
-    paper's evaluation, which smooths the ratios, instead of the released rule.
+    where the threshold lets anything be skipped. ``sqrt_ratios``: their square roots, as the
+    paper's evaluation takes of its own list, where the released rule takes them as they are.
     ``cache_first_expert``: off, the first of two experts is never cached, as in the released
     image-to-video script.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "official-rule"
     paper: ClassVar[str] = "arXiv 2506.09045"
     source: ClassVar[str] = "github.com/Zehong-Ma/MagCache df81cb1"
+    deviations: ClassVar[tuple[str, ...]] = (
+        "two experts: each starts with a computed step, where the released script can reuse the "
+        "residual of the other; calibrated ratios are 1 there, the authors' measure across",
+        "TI2V: the released script fails before its first step; the rule it is meant to run",
+        "LTX-2, for which there is no official rule: that of Wan, decided by the video stream",
+    )
     knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
 
     ratios: str | Mapping[str, Sequence[float]] | None = None
@@ -118,6 +124,7 @@ class MagCache(ReuseMethod):
         )
         index, branches, steps = list(by_branch).index(branch), len(by_branch), spans[-1].stop
         ratios = nearest(by_branch[branch], steps) ** (0.5 if self.sqrt_ratios else 1.0)
+        starts = {span.start for span in spans}  # nothing can be reused yet
         computed, error, skipped, product = [], 0.0, 0, 1.0
         for step in range(steps):
             skip = False
@@ -126,6 +133,7 @@ class MagCache(ReuseMethod):
                 skipped += 1
                 error += abs(1 - product)
                 skip = error < self.threshold and skipped <= self.max_skip_steps
+                skip = skip and step not in starts
                 if not skip:
                     error, skipped, product = 0.0, 0, 1.0
             computed.append(not skip or step >= steps - self.cache_end_steps)

@@ -41,13 +41,14 @@ class OracleSchedule(ReuseMethod):
 
     version: ClassVar[int] = 2
     implementation: ClassVar[str] = "from-paper"
-    paper: ClassVar[str] = "arXiv 2602.22654 (DPCache), arXiv 2511.00090 (LeMiCa)"
-    source: ClassVar[str] = "the papers: LeMiCa's outcome costs and lexicographic minimax path"
+    paper: ClassVar[str] = "arXiv 2511.00090 (LeMiCa)"
+    source: ClassVar[str] = "the paper: outcome costs and lexicographic minimax path"
     deviations: ClassVar[tuple[str, ...]] = (
         "costs: L2 distance of the final latents, measured for some spans and interpolated for the "
-        "others; LeMiCa takes L1 and every span, DPCache costs that depend on the span before",
-        "DPCache's feature predictor is left out",
-        "one mask for all guidance branches",
+        "others; LeMiCa takes L1 and measures every span",
+        "the last step may be reused; LeMiCa's schedules end with a computed one",
+        "DPCache (arXiv 2602.22654), which plans by a sum of costs that depend on the span before "
+        "and predicts features, is not this",
     )
 
     budget: int = 20

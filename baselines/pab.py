@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from baselines.base import Method, Request, is_count, is_numbers, require
 from baselines.rule import Rule, Streams
@@ -33,14 +32,16 @@ class PyramidAttentionBroadcast(Method):
 
     The default window and ``self_interval`` are the official ones for CogVideoX, which has 3D
     attention as Wan and LTX do; ``text_interval``, for attention to the prompt, is that of
-    Open-Sora-Plan.
+    Open-Sora-Plan. The timestep is 1000 before the first of T steps and falls by 1000 / T in each.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     implementation: ClassVar[str] = "official-rule"
     paper: ClassVar[str] = "arXiv 2408.12588"
-    source: ClassVar[str] = "github.com/NUS-HPC-AI-Lab/VideoSys 13701e7 (Apache-2.0)"
+    source: ClassVar[str] = "github.com/NUS-HPC-AI-Lab/VideoSys 4cce477 (Apache-2.0)"
     deviations: ClassVar[tuple[str, ...]] = (
+        "timesteps are evenly spaced, as CogVideoX's are, whatever the shift of the model: in "
+        "Wan's the window would miss the middle of the steps and hold the last one",
         "feed-forwards are always computed: their official broadcast is a table made per model",
         "two experts: each counts its own steps and starts with a computed one",
         "LTX-2: attention between video and audio is broadcast like self-attention",
@@ -68,18 +69,18 @@ class PyramidAttentionBroadcast(Method):
     def install(self, pipe: DiffusionPipeline, request: Request) -> AbstractContextManager[None]:
         from baselines.blocks import ruled_modules
 
-        return ruled_modules(pipe, partial(_Broadcast, self, pipe.scheduler), attentions)
+        return ruled_modules(pipe, lambda branch: _Broadcast(self, request.steps), attentions)
 
 
 class _Broadcast(Rule):
-    def __init__(self, method: PyramidAttentionBroadcast, scheduler: Any) -> None:
-        self.method, self.scheduler = method, scheduler
+    def __init__(self, method: PyramidAttentionBroadcast, steps: int) -> None:
+        self.method, self.steps = method, steps
         self.calls = 0
         self.outputs: dict[Key, Streams] = {}
 
     def begin(self, step: int) -> None:
         low, high = self.method.window
-        self.inside = low < self.scheduler.timesteps[step].item() < high
+        self.inside = low < 1000 * (self.steps - step) // self.steps < high
 
     def run(self, key: Key, tokens: Streams, compute: Callable[[], Streams]) -> Streams:
         method = self.method

@@ -60,7 +60,10 @@ class RAS(Method):
         "tokens of a given first frame are left out first",
         "starvation=sign-fixed is ours; the released term favours what it should prevent",
         "high_ratio=0 leaves the lowest tokens out; the released code leaves every token out",
-        "no ramp of the number of tokens, whose released steps are counts for one image size",
+        "no ramp of the number of tokens, whose released steps are counts for one image size, and "
+        "no step from which all tokens run again, by default the 30th",
+        "metrics are in fp32 with a stable order of ties, the released ones in the model's dtype; "
+        "the released code has a starvation scale of 0.1 whatever is asked for",
         "two experts: one that takes over starts with a dense step",
         "LTX-2: audio tokens always run",
     )

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from baselines.base import Method, Request
@@ -61,4 +60,4 @@ class RuleMethod(Method):
         from baselines.blocks import ruled_modules
 
         refusing = type(self).__name__.lower() if self.one_video else None
-        return ruled_modules(pipe, partial(self.rule, request), self.modules, refusing)
+        return ruled_modules(pipe, lambda branch: self.rule(request), self.modules, refusing)

@@ -30,8 +30,9 @@ class SeaCache(ReuseMethod):
     ``signal``: the ``modulated`` input of the first block, or the ``latent``. ``residual_order``:
     0 reuses the last residual, 1 continues the line through the last two. The first
     ``retention_steps`` and the last ``cache_end_steps`` steps are computed, and the one after
-    ``max_consecutive_cached`` skips (0: no limit). ``power_exp``: exponent of the clean signal's
-    power spectrum.
+    ``max_consecutive_cached`` skips (0: no limit). In effect so is the one after the first steps,
+    whose signal the authors' script for Wan leaves unfiltered: a filtered one is far from it.
+    ``power_exp``: exponent of the clean signal's power spectrum.
     """
 
     version: ClassVar[int] = 1
@@ -40,6 +41,9 @@ class SeaCache(ReuseMethod):
     source: ClassVar[str] = "github.com/jiwoogit/SeaCache 0a91c2b"
     deviations: ClassVar[tuple[str, ...]] = (
         "two experts: each starts with a computed step",
+        "a timestep per token (TI2V): all tokens are filtered for the noise level of the step, the "
+        "given ones too",
+        "bf16 checkpoints: the modulation is in the model's dtype, officially in fp32",
         "LTX-2, for which there is no official rule: that of Wan on the video tokens",
     )
     knob: ClassVar[tuple[str, float, float]] = ("threshold", 0.001, 10.0)
@@ -87,7 +91,9 @@ class DiffusersSeaCache(SeaCache):
     implementation: ClassVar[str] = "diffusers-hook"
     source: ClassVar[str] = "diffusers.hooks.sea_cache"
     deviations: ClassVar[tuple[str, ...]] = (
-        "own code, bit-equal to the hook on Wan text-to-video; elsewhere the hook never skips",
+        "own code, bit-equal to the hook on Wan text-to-video; elsewhere the hook never skips, and "
+        "on LTX-2 it fails",
+        *SeaCache.deviations,
     )
 
     threshold: float = 0.25
@@ -118,8 +124,8 @@ class _Rule(Policy):
         return True
 
     def _signal(self, call: Call) -> Tensor:
-        """(B, F, H, W, C or D). The authors leave the signal of a protected step unfiltered;
-        diffusers, whose signal the latent is, rounds it to the model's dtype.
+        """(B, F, H, W, C or D). The authors' script for Wan leaves that of a protected step
+        unfiltered; diffusers, whose signal the latent is, rounds it to the model's dtype.
         """
         power = self.method.power_exp
         if self.method.signal == "latent":

@@ -1,10 +1,9 @@
 """SenCache: skip while the output, predicted from how sensitive it is, has changed little.
 
 The paper's sensitivities are secants in the sampler's direction, |v(x', t) - v(x, t)| / |x' - x|
-and |v(x, t') - v(x, t)| / |t' - t|, tabulated once for a model. It writes L2 norms and does not say
-what its tolerance is relative to; here all norms are root mean squares. The first secant is the
-same either way, and in the score both terms are sqrt(number of latents) times smaller, so that a
-threshold means the same for videos of any size.
+and |v(x, t') - v(x, t)| / |t' - t|, tabulated once for a model. It writes L2 norms; its code
+multiplies the threshold by the square root of the number of latents. Here all norms are root mean
+squares, which is the same, for videos of any size.
 """
 
 from __future__ import annotations
@@ -44,9 +43,10 @@ class SenCache(ReuseMethod):
     paper: ClassVar[str] = "arXiv 2602.24208"
     source: ClassVar[str] = "the paper's rule; its code has no licence and was not used"
     deviations: ClassVar[tuple[str, ...]] = (
-        "norms are root mean squares, where the paper writes L2 without a scale for its threshold",
-        "a skipped step reuses the blocks' residual, where the paper speaks of the whole output",
-        "the table is measured along sampled videos of one task, and serves the model's others too",
+        "norms are root mean squares and a skipped step reuses the blocks' residual, as in the "
+        "authors' code; the paper writes L2 and speaks of the whole output",
+        "the table is measured along sampled, guided videos of one task, and serves the model's "
+        "others too; the authors' is measured on real videos with noise",
         "LTX-2: the batched conditional and unconditional call decides, by the video latents",
         "two experts: each starts with a computed step",
         "bf16 checkpoints: latents are compared as the model gets them, in its dtype",

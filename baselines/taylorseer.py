@@ -39,6 +39,10 @@ class TaylorSeer(RuleMethod):
     source: ClassVar[str] = "the paper, section 3; the authors' code is GPL-3.0"
     deviations: ClassVar[tuple[str, ...]] = (
         "lite is diffusers' variant, on the authors' schedule and on both heads of LTX-2",
+        "differences are taken from the first step on; the authors' code begins with the last "
+        "warm-up step, which matters from order 2 and 3 warm-up steps on",
+        "skipped steps compute the blocks' norms, which the authors' forward leaves out: that "
+        "costs time and changes nothing",
         "two experts: each counts its own steps",
     )
     one_video: ClassVar[bool] = False

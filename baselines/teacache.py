@@ -55,9 +55,14 @@ class TeaCache(ReuseMethod):
     paper: ClassVar[str] = "arXiv 2411.19108"
     source: ClassVar[str] = "github.com/ali-vilab/TeaCache 7c10efc"
     deviations: ClassVar[tuple[str, ...]] = (
+        "identity or fitted coefficients, for models that the authors have none for; fitted ones "
+        "predict the change of the blocks' residual, the authors' that of the model's output",
+        "timesteps are Euler's own; the authors' samplers cut them to whole numbers, so that on "
+        "Wan a published threshold can compute some steps more or less",
         "models with a timestep per token: the last token's embedding stands for all",
         "two experts: each starts with a computed step",
-        "bf16 checkpoints: with ret steps the signal is in the model's dtype, officially in fp32",
+        "bf16 checkpoints: on Wan with ret steps the signal is in the model's dtype, officially in "
+        "fp32; on LTX-Video changes are measured in fp32, officially in the model's dtype",
         "LTX-Video: the residual ends at the last block, the official one after the output norm",
         "LTX-2, for which there is no official rule: that of LTX-Video on the video tokens",
     )

@@ -279,6 +279,13 @@ def _check(method: Method, request: Request, prompt: Prompt, model: ModelConfig)
         frames,
         f"1 + multiples of {limits.frame_stride} up to {limits.max_frames}",
     )
+    for grid in ("sigmas", "timesteps"):
+        _require(
+            grid not in request.extra,
+            f"model.request.extra.{grid}",
+            request.extra.get(grid),
+            "schedule.steps, whose grid is the scheduler's",
+        )
     guidance = request.guidance_scale
     _require(math.isfinite(guidance), "model.request.guidance_scale", guidance, "a finite number")
     _require(bool(request.prompt.strip()), f"prompt {prompt.id}", request.prompt, "a text")

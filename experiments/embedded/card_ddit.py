@@ -73,10 +73,11 @@ def write_card() -> None:
 def measure(pipe: DiffusionPipeline, request: Request, patches: CoarsePatches) -> np.ndarray:
     """(T, 4): the columns of the card at each step, nan where there is nothing yet."""
     transformer, calls, details = pipe.transformer, [], []
+    given = int(request.task == "i2v")
 
     def keep(module, args, kwargs: Mapping[str, Any], output) -> None:
         calls.append((kwargs, output[0]))
-        latents = pipe.scheduler.latents
+        latents = [latents[:, :, given:] for latents in pipe.scheduler.latents]
         details.append(detail(latents, DDiT.percentile) if len(latents) == 4 else np.nan)
 
     handle = transformer.register_forward_hook(keep, with_kwargs=True)
@@ -85,7 +86,6 @@ def measure(pipe: DiffusionPipeline, request: Request, patches: CoarsePatches) -
             pipe(**request.kwargs(pipe), output_type="latent")
     finally:
         handle.remove()
-    given = int(request.task == "i2v")
     with patches.installed(transformer, lambda: True):
         coarse = [transformer(**kwargs)[0][:, :, given:] for kwargs, _ in calls]
     fine = [velocity[:, :, given:] for _, velocity in calls]

@@ -17,7 +17,7 @@ def test_expert_that_is_done_is_forgotten(interrupted):
     alive, counts = WeakSet(), []
 
     class Counted(Rule):
-        def __init__(self):
+        def __init__(self, branch):
             alive.add(self)
 
         def run(self, key, tokens, compute):

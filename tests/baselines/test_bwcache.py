@@ -14,8 +14,8 @@ def rule(found, threshold, reuse):
     """Whether each forward computes. `found` is read at computed forwards only."""
     before, countdown, trigger = None, 0, None
     for forward in found:
-        half = trigger is not None and 2 * (forward.step - trigger) > STEPS - 1 - trigger
-        if countdown and not half:
+        protected = trigger is not None and forward.step >= STEPS - (trigger + 1) // 2
+        if countdown and not protected:
             countdown -= 1
             yield False
             continue
@@ -51,11 +51,52 @@ def test_follows_the_published_rule(pipeline, threshold, interval):
     assert False in decisions and decisions.count(True) > 4 * len(found)
 
 
-def test_second_half_after_the_trigger_is_computed():
-    """Triggered at step 1 of 20, 18 remain: 2..10 may be reused, two at a time; 11..19 not."""
+def test_the_steps_before_the_trigger_say_how_many_last_ones_are_computed():
+    """Triggered when 2 of 20 have run, the last one is; two are reused at a time."""
     found = forwards(BWCache(threshold=1e9), pipelines.wan_t2v(), STEPS)
     mask = "".join(str(int(all(forward.ran))) for forward in found["transformer", "cond"])
-    assert mask == "11001001001111111111"
+    assert mask == "11001001001001001001"
+
+
+def mask(method, steps, outputs):
+    """Steps that compute, where `outputs(step)` has a value for each stream of each block."""
+    rule, computed = method.rule(request(steps)), ""
+    for step in range(steps):
+        rule.begin(step)
+        ran = []
+        for block, streams in enumerate(outputs(step)):
+            values = tuple(torch.full((1, 2, 2), value) for value in streams)
+            rule.run(block, (), lambda values=values, ran=ran: ran.append(values) or values)
+        rule.end()
+        computed += str(int(bool(ran)))
+    return computed
+
+
+@pytest.mark.parametrize(
+    ("steps", "interval", "calm_from", "expected"),
+    [
+        (30, 0.1, 8, "1" * 10 + "0001" * 3 + "000" + "1" * 5),  # 10 have run: the last 5
+        (13, 0.2, 3, "1" * 5 + "0001" + "00" + "1" * 2),  # 5 have run; 2.6 steps are 3
+    ],
+)
+def test_reuse_ends_at_the_last_steps(steps, interval, calm_from, expected):
+    method = BWCache(0.1, interval)
+    assert mask(method, steps, lambda step: [(2.0 ** min(step, calm_from),)]) == expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reused"),
+    [
+        ([(2.0,)], [(1.0,)], True),  # half of what it was
+        ([(1.0,)], [(2.0,)], False),  # as much as it was
+        ([(1.0,), (1.0,)], [(2.0,), (1.0,)], True),  # half on average
+        ([(1.0, 1.0)], [(1.0, 9.0)], True),  # the second stream is audio
+        ([(1.0, 1.0)], [(9.0, 1.0)], False),
+    ],
+)
+def test_change_is_the_mean_over_blocks_of_the_relative_change_of_video(before, after, reused):
+    computed = mask(BWCache(0.75), STEPS, lambda step: before if step == 0 else after)
+    assert computed.startswith("110" if reused else "111")
 
 
 @pytest.mark.parametrize(

@@ -54,14 +54,14 @@ def trajectory(task, pipe, method):
 
 
 def expected_detail(latents, percentile):
-    """Over numpy, patch by patch."""
+    """Over numpy, patch by patch; of (1, C, F, 16, 16) without a given frame."""
     displacement = [b - a for a, b in zip(latents[:-1], latents[1:], strict=True)]
     velocity = [b - a for a, b in zip(displacement[:-1], displacement[1:], strict=True)]
     (change,) = (b - a for a, b in zip(velocity[:-1], velocity[1:], strict=True))
     change = change[0].numpy().astype(np.float64)
     spreads = [
         np.std(change[:, frame, y : y + 4, x : x + 4])
-        for frame in range(9)
+        for frame in range(change.shape[1])
         for y in range(0, 16, 4)
         for x in range(0, 16, 4)
     ]
@@ -70,14 +70,15 @@ def expected_detail(latents, percentile):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_coarse_steps_are_those_of_the_rule(pipes, task):
+    def detail(latents, step):
+        denoised = [x[:, :, 1:] if task == "i2v" else x for x in latents[step - 3 : step + 1]]
+        return expected_detail(denoised, 0.6)
+
     plain, _ = trajectory(task, pipes[task], FlowMatching())
-    details = [expected_detail(plain[step - 3 : step + 1], 0.6) for step in range(3, STEPS)]
+    details = [detail(plain, step) for step in range(3, STEPS)]
     method = DDiT(threshold=1.5 * float(np.median(details)), percentile=0.6)
     latents, tokens = trajectory(task, pipes[task], method)
-    coarse = [
-        step >= 3 and expected_detail(latents[step - 3 : step + 1], 0.6) < method.threshold
-        for step in range(STEPS)
-    ]
+    coarse = [step >= 3 and detail(latents, step) < method.threshold for step in range(STEPS)]
     assert tokens == [N / 4 if chosen else N for chosen in coarse]
     assert 0 < sum(coarse) < STEPS - 3
 
@@ -140,7 +141,6 @@ def small():
     with torch.no_grad():
         for parameter in patches.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        patches.detail.weight.zero_()
     return model.eval().requires_grad_(False), patches.requires_grad_(False)
 
 
@@ -194,9 +194,14 @@ def test_forward_is_that_of_a_transformer_born_coarse(small, per_token):
             timestep = timestep[:, : 3 * 2 * 3].clone()
             timestep[:, 2 * 3 :] = torch.tensor([[900.0], [300.0]])
         expected = born_coarse(model, patches)(latents, timestep, text, return_dict=False)[0]
+        embedder = model.condition_embedder
+        time = embedder.time_embedder(embedder.timesteps_proj(timestep.flatten()))
+        scale = patches.detail(time).unflatten(0, (2, 3, 2, 3) if per_token else (2, 1, 1, 1))
+        scale = scale.expand(2, 3, 2, 3, 4).movedim(-1, 1)  # (B, C, F, and coarse patches)
+        scale = scale.repeat_interleave(4, 3).repeat_interleave(4, 4)
     blurred = latents.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).mean((4, 6), keepdim=True)
     blurred = blurred.expand(-1, -1, -1, -1, 2, -1, 2).flatten(5, 6).flatten(3, 4)
-    expected += patches.detail.bias[:, None, None, None] * (latents - blurred)
+    expected += scale * (latents - blurred)
     torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -18,8 +18,9 @@ def seen(method, pipe):
 
     def note(module, args, kwargs, output):
         x = kwargs["hidden_states"]
-        latents.append((x[:, :channels] if x.ndim == 5 else x).double().numpy())
-        velocities.append(output[0].double().numpy())
+        x = x[:, :channels] if x.ndim == 5 else x[-1:]  # LTX: the conditional one of a batch
+        latents.append(x.double().numpy())
+        velocities.append(output[0][-1:].double().numpy())
 
     models = [pipe.transformer, getattr(pipe, "transformer_2", None)]
     hooks = [m.register_forward_hook(note, with_kwargs=True) for m in models if m is not None]

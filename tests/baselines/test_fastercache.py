@@ -53,6 +53,13 @@ def mask(calls, branch, ran):
     return "".join(str(int(ran(call))) for call in calls if call[0].branch == branch)
 
 
+def test_intervals_are_those_asked_for():
+    """16 steps: from the fifth on, a third of them rounded."""
+    calls = watched(FasterCache(attention_interval=3, guidance_interval=4), pipelines.wan_t2v(), 16)
+    assert mask(calls, "uncond", lambda call: len(call[2]) == 3) == "1111110001000100"
+    assert mask(calls, "cond", lambda call: len(call[3]) == 3) == "1111110011010110"
+
+
 @pytest.mark.parametrize("family", ["wan_t2v", "wan_i2v", "ti2v_t2v"])
 def test_runs_what_the_paper_says(family):
     calls = watched(FasterCache(), getattr(pipelines, family)())
@@ -102,8 +109,9 @@ def test_attention_continues_its_last_change():
 @pytest.mark.filterwarnings("ignore:torch.meshgrid")
 def test_unconditional_velocity_is_that_of_the_paper():
     """Eqs. 6 to 11, with the low and high frequencies as diffusers' port splits them."""
-    method, size = FasterCache(alpha_low=0.2, alpha_high=0.3), {"height": 48, "width": 64}
-    calls = watched(method, pipelines.wan_t2v(), **size)  # 6 x 8 latents, low frequencies 5 of 48
+    size = {"height": 48, "width": 64}  # 6 x 8 latents, low frequencies 5 of 48
+    method = FasterCache(alpha_low=0.2, alpha_high=0.3, switch=8 / STEPS)
+    calls = watched(method, pipelines.wan_t2v(), **size)
     velocity = {(record.step, record.branch): v for record, v, _, _ in calls}
 
     def spectrum(step, branch):
@@ -118,7 +126,7 @@ def test_unconditional_velocity_is_that_of_the_paper():
             spectrum(full, "uncond"),
             spectrum(full, "cond"),
             spectrum(step, "cond"),
-            (1.2, 1.0) if step < 7.5 else (1.0, 1.3),
+            (1.2, 1.0) if step < 8 else (1.0, 1.3),
             strict=True,
         )
         frequencies = sum((uncond - cond) * w + now for uncond, cond, now, w in parts)

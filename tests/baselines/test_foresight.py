@@ -32,8 +32,9 @@ def official(found, recalculate, threshold):
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-@pytest.mark.parametrize(("recalculate", "threshold"), [(2, 1.5), (3, 4.0)])
+@pytest.mark.parametrize(("recalculate", "threshold"), [(2, 1.5), (3, 4.0), (3, 1.0)])
 def test_runs_the_blocks_of_the_official_loop(pipeline, recalculate, threshold):
+    """At 3 and 1.0 the first change that is looked at equals its limit."""
     method = Foresight(WARMUP, recalculate, threshold)
     found = forwards(method, pipelines.ALL[pipeline](), STEPS)
     patterns = []

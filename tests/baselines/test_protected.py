@@ -4,10 +4,7 @@ import pytest
 from hydra.utils import instantiate
 from torch import nn
 
-from baselines.pab import PyramidAttentionBroadcast
 from experiments.config import load_experiment
-from experiments.embedded import load
-from hsa.schedulers import euler
 from tests.baselines.cases import pipe_of, request
 
 FIRST, LAST = range(5), (39,)
@@ -40,8 +37,6 @@ def work_of_steps(pipe, method, request) -> list[int]:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_protected_steps_are_whole(name):
     method = SETTINGS[name]
-    if isinstance(method, PyramidAttentionBroadcast):
-        pytest.skip("its window is in timesteps of the embedded model, see below")
     pipe = pipe_of("wan_t2v")
     request_ = request(pipe, steps=40)
     _, least, most = method.knob
@@ -51,11 +46,3 @@ def test_protected_steps_are_whole(name):
     for work in works:
         assert [step for step in protected if work[step] < whole] == []
     assert min(map(sum, works)) < 0.7 * 40 * whole
-
-
-def test_window_of_pab_lies_between_the_protected_steps():
-    with euler(load().pipeline("t2v")) as scheduler:
-        scheduler.set_timesteps(40)
-    low, high = SETTINGS["PAB"].window
-    inside = [step for step, t in enumerate(scheduler.timesteps.tolist()) if low < t < high]
-    assert inside == list(range(5, 39))

@@ -86,8 +86,11 @@ def released(signals, sigmas, threshold, first=1, last=1) -> list[bool]:
 
 
 @pytest.mark.parametrize("pipeline", ["wan_t2v", "wan_i2v", "ti2v_i2v", "ltx2_t2v"])
-@pytest.mark.parametrize("threshold", [0.2, 0.8])
-def test_decides_as_released(pipeline, threshold):
+@pytest.mark.parametrize(
+    ("threshold", "first", "last"),
+    [(0.2, 1, 1), (0.8, 1, 1), (0.8, 5, 0), (0.8, 2, 3)],  # 5 and 0: --use_ret_steps
+)
+def test_decides_as_released(pipeline, threshold, first, last):
     pipe = PIPELINES[pipeline]()
     signals = []
 
@@ -98,7 +101,8 @@ def test_decides_as_released(pipeline, threshold):
 
     request_ = request(pipe, steps=STEPS)
     hook = blocks(pipe.transformer)[0].register_forward_pre_hook(note, with_kwargs=True)
-    with SeaCache(threshold).attach(pipe, request_) as trace:
+    method = SeaCache(threshold, retention_steps=first, cache_end_steps=last)
+    with method.attach(pipe, request_) as trace:
         pipe(**request_.kwargs(pipe))
         sigmas = pipe.scheduler.sigmas.tolist()[:STEPS]
     hook.remove()
@@ -111,8 +115,21 @@ def test_decides_as_released(pipeline, threshold):
             for signal in signals[branch::every]
         ]
         computed = [record.block_calls > 0 for record in trace.records][branch::every]
-        assert computed == released(of_branch, sigmas, threshold)
+        assert computed == released(of_branch, sigmas, threshold, first, last)
         assert not all(computed)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_residual_is_kept_or_continued(order):
+    rule = SeaCache(residual_order=order).policy(request(PIPELINES["wan_t2v"]()))
+    history = [(2, torch.tensor([1.0, 5.0])), (4, torch.tensor([3.0, 4.0]))]
+    kept, continued = torch.tensor([3.0, 4.0]), torch.tensor([6.0, 2.5])
+    forecast = rule.forecast(7, history[-rule.memory :])
+    assert torch.equal(forecast, (kept, continued)[order])
+
+
+def test_the_authors_keep_the_last_residual():
+    assert SeaCache().residual_order == 0
 
 
 @pytest.mark.parametrize("method", [SeaCache(), DiffusersSeaCache()], ids=["own", "diffusers"])

@@ -155,7 +155,7 @@ def block_inputs(pipe, method, steps) -> tuple[list[np.ndarray], list[bool]]:
     ("threshold", "coefficients"), [(0.3, "identity"), (0.2, "ltx-video-0.9.1"), (1.0, CURVED)]
 )
 def test_decides_on_ltx_by_the_modulated_input(name, threshold, coefficients):
-    """The first and the last step are forced; guidance is batched, one decision for both."""
+    """The first and the last step are forced; guidance is one batch, of equal rows up to here."""
     pipe = pipelines.ALL[name]()
     method = TeaCache(threshold, coefficients)
     every = 3 if name == "ltx23_t2v" else 1
