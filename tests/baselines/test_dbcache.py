@@ -25,29 +25,42 @@ needs_cache_dit = pytest.mark.skipif(
 
 
 @needs_cache_dit
-@pytest.mark.parametrize("order", [None, 1])
-@pytest.mark.parametrize("family", ["wan_t2v", "wan_i2v", "wan22_t2v"])
-def test_is_what_cache_dit_does_to_a_whole_pipe(family, order):
-    """Its pipeline mode makes new contexts for every call by itself, for one expert or two."""
+@pytest.mark.parametrize("guidance", [{}, {"guidance_scale": 1.0}], ids=["guided", "unguided"])
+@pytest.mark.parametrize(
+    ("family", "front", "back", "order"),
+    [
+        ("wan_t2v", 1, 0, None),
+        ("wan_t2v", 2, 0, 2),
+        ("wan_i2v", 1, 0, 1),
+        ("wan22_t2v", 1, 1, None),
+        ("wan22_t2v", 1, 0, 1),
+    ],
+)
+def test_is_what_cache_dit_does_to_a_whole_pipe(family, front, back, order, guidance):
+    """Its pipeline mode makes new contexts for every call by itself, for one expert or two; it has
+    to be told that there is no guidance.
+    """
     import cache_dit
     from cache_dit.caching.cache_adapters import CachedAdapter
 
-    pipe = getattr(pipelines, family)()
-    with DBCache(**SETTINGS, taylorseer_order=order).attach(pipe, REQUEST):
-        ours = pipelines.sample(pipe, **SIZE)
+    pipe, inputs = getattr(pipelines, family)(), SIZE | guidance
+    method = DBCache(**SETTINGS, front_blocks=front, back_blocks=back, taylorseer_order=order)
+    with method.attach(pipe, REQUEST):
+        ours = pipelines.sample(pipe, **inputs)
     calibrator = order and cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order)
     with euler(pipe):
-        plain = pipelines.sample(pipe, **SIZE)
+        plain = pipelines.sample(pipe, **inputs)
         config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1,
-            Bn_compute_blocks=0,
+            Fn_compute_blocks=front,
+            Bn_compute_blocks=back,
             residual_diff_threshold=0.1,
             max_warmup_steps=3,
             max_continuous_cached_steps=3,
+            enable_separate_cfg=not guidance,
         )
         CachedAdapter.apply(pipe, cache_config=config, calibrator_config=calibrator)
         try:
-            theirs = pipelines.sample(pipe, **SIZE)
+            theirs = pipelines.sample(pipe, **inputs)
         finally:
             cache_dit.disable_cache(pipe)
     assert torch.equal(ours, theirs)
@@ -75,6 +88,17 @@ def test_computes_what_the_rule_says(family, limits):
             run, skips = (run + 1, skips + 1) if skip else (0, skips)
         total += skips
     assert total > 0
+
+
+@needs_cache_dit
+def test_longer_video_after_a_shorter_one_starts_with_nothing():
+    """The second expert of the longer one begins later than the shorter one ended."""
+    pipe, method = pipelines.wan22_t2v(), DBCache(10.0, max_warmup_steps=2)
+    with method.attach(pipe, REQUEST):
+        expected = pipelines.sample(pipe, **SIZE)
+    with method.attach(pipe, REQUEST):
+        pipelines.sample(pipe, **SIZE | {"steps": 4})
+        assert torch.equal(pipelines.sample(pipe, **SIZE), expected)
 
 
 @needs_cache_dit

@@ -58,6 +58,12 @@ def test_follows_the_published_rule(pipeline, depth, limit):
     assert True in decisions and False in decisions[PROTECTED:]
 
 
+def test_protected_share_is_rounded_down():
+    """2.8 of 14 steps."""
+    found = forwards(DiCache(threshold=float("inf")), pipelines.wan_t2v(), 14)
+    assert [sum(forward.ran) for forward in found["transformer", "cond"]] == [3] * 2 + [1] * 12
+
+
 def test_experts_start_over():
     """With shift 3 and 12 steps the second expert takes over at step 4 (boundary 0.875)."""
     found = forwards(DiCache(threshold=10.0), pipelines.wan22_t2v(), STEPS)

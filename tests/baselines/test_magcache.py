@@ -1,5 +1,6 @@
 """MagCache against masks replayed from the authors' scripts, and against diffusers' hook."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -35,6 +36,8 @@ def mask(method: MagCache, *spans: int, branch: str = "cond") -> str:
         ("wan2.1-t2v-14b", 0.24, 6, 0.2, "11111111110000001000000100000010000010000100100101"),
         ("wan2.1-i2v-14b-480p", 0.24, 6, 0.2, "1111111100000010000010000100001000100101"),
         ("wan2.1-i2v-14b-720p", 0.24, 6, 0.2, "1111111100000010000001000001000010010010"),
+        ("wan2.1-i2v-14b-480p", 0.12, 4, 0.2, "1111111100001000010001000100100100101010"),
+        ("wan2.1-vace-1.3b", 0.02, 3, 0.2, "11111111110001000100010010010010010101010111111111"),
     ],
 )
 def test_masks_of_the_released_recipes(model, threshold, limit, retention, expected, branch):
@@ -42,15 +45,27 @@ def test_masks_of_the_released_recipes(model, threshold, limit, retention, expec
     assert mask(method, len(expected), branch=branch) == expected
 
 
-def released(model: str, threshold: float, limit: int, retention: float) -> dict[str, str]:
-    """The authors' rule on their own terms: calls that alternate between cond and uncond."""
+def released(
+    model: str, threshold: float, limit: int, retention: float, split=None, first=True
+) -> dict[str, str]:
+    """The authors' rule on their own terms: calls that alternate between cond and uncond.
+
+    ``split``: calls of the first of two experts. ``first``: whether that one is cached.
+    """
     ratios = [1.0, 1.0, *OFFICIAL[model]]
     error, skipped, product = [0.0, 0.0], [0, 0], [1.0, 1.0]
-    computed = ["", ""]
-    for cnt in range(len(ratios)):
+    computed, total = ["", ""], len(ratios)
+    for cnt in range(total):
         branch = cnt % 2
         skip = False
-        if cnt >= int(len(ratios) * retention):
+        if split is None:
+            free = cnt >= int(total * retention)
+        elif first:
+            low = split + (total - split) * retention
+            free = cnt >= int(split * retention) and (cnt < split or cnt > low)
+        else:
+            free = cnt >= int(split + (total - split) * retention)
+        if free:
             product[branch] *= ratios[cnt]
             skipped[branch] += 1
             error[branch] += abs(1 - product[branch])
@@ -78,10 +93,46 @@ def test_replays_every_released_model(model, recipe):
 def test_masks_of_two_experts():
     """Wan 2.2 at its own shift: 26 of 40 steps, or 15, before the switch."""
     t2v = MagCache("wan2.2-t2v-a14b", 0.06, 2, 0.4)
-    assert mask(t2v, 26, 14) == "1111111111001001001001001011111101010111"
+    for branch in ("cond", "uncond"):
+        expected = "1111111111001001001001001011111101010111"
+        assert mask(t2v, 26, 14, branch=branch) == expected
     i2v = MagCache("wan2.2-i2v-a14b", 0.06, 2, 0.1, cache_first_expert=False)
     assert mask(i2v, 15, 25) == "1111111111111111110010010010101010111111"
-    assert mask(i2v, 15, 25, branch="uncond").count("1") == 29
+    expected = "1111111111111111100100100100101010111111"
+    assert mask(i2v, 15, 25, branch="uncond") == expected
+
+
+@pytest.mark.parametrize("retention", [0.1, 0.2, 0.25, 0.4])
+@pytest.mark.parametrize("switch", [13, 15, 17, 26])
+@pytest.mark.parametrize("first", [True, False])
+def test_replays_two_experts(retention, switch, first):
+    """Wherever the boundary lies: the released comparisons at the switch are not alike."""
+    for model in ("wan2.2-t2v-a14b", "wan2.2-i2v-a14b"):
+        recipe = model, 0.06, 2, retention
+        expected = released(*recipe, split=2 * switch, first=first)
+        method = MagCache(*recipe, cache_first_expert=first)
+        found = {b: mask(method, switch, 40 - switch, branch=b) for b in expected}
+        assert found == expected
+
+
+def test_a_step_with_nothing_to_reuse_is_computed_and_begins_anew():
+    """Without retention: the first step of each expert."""
+    ratios = [1.0] * 4 + [0.95] * 4
+    method = MagCache({"cond": ratios}, 0.12, 9, 0.0)
+    # The errors are 0.05 and then 0.05 + 0.0975, which is too large.
+    assert mask(method, 8) == "10000101"
+    assert mask(method, 4, 4) == "10001010"
+
+
+def test_error_equal_to_the_threshold_is_too_large():
+    method = MagCache({"cond": [1.0, 0.75, 1.0]}, 0.25, 9, 0.0)
+    assert mask(method, 3) == "110"
+
+
+def test_table_is_as_it_was_compared_with_the_authors_scripts():
+    """All nine lists, as text, at df81cb1."""
+    digest = hashlib.sha256(json.dumps(OFFICIAL).encode()).hexdigest()
+    assert digest == "c4d330af7b429a753f5246630fde2987be9266d9787487460819a7390ee9d15b"
 
 
 @pytest.mark.parametrize(
