@@ -13,11 +13,13 @@ from pathlib import Path
 from analysis.tables import MISSING, Entry, Table
 
 HERE = Path(__file__).parent
-NUMBERS = ("lpips", "psnr")
+NUMBERS = ("lpips", "ssim", "psnr")
 HEADINGS = {
+    "paper": "Paper, code",
     "speedup": "Speed-up",
     "vbench": "VBench \N{UPWARDS ARROW}",
     "lpips": "LPIPS \N{DOWNWARDS ARROW}",
+    "ssim": "SSIM \N{UPWARDS ARROW}",
     "psnr": "PSNR (dB) \N{UPWARDS ARROW}",
     "why": "Why it is not run",
     "what": "What it is",
