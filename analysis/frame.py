@@ -13,8 +13,10 @@ import pandas as pd
 
 from analysis.metrics.base import Metric
 from analysis.score import stored_values
+from experiments.match import short
 
 if TYPE_CHECKING:
+    from experiments.cell import Cell
     from experiments.plan import Plan
     from experiments.store import Store
 
@@ -33,6 +35,7 @@ COLUMNS = [
     "steps",
     "params",  # JSON of the method's parameters
     "target",  # share of the reference's runtime that the setting was matched to; NaN: none
+    "turned",  # the knob's value that meets the target, as text; empty: no target
     "reference",  # True where fidelity is measured against this setting
     "active_fraction",
     "nfe",  # guidance branch -> full forwards that its computed rows amount to
@@ -70,6 +73,7 @@ def tidy(plan: Plan, store: Store, metrics: Iterable[Metric]) -> pd.DataFrame:
         about = _describe(record) | {
             "label": cell.label,
             "target": cell.config.target,
+            "turned": _turned(cell),
             "reference": cell.key in references,
         }
         scores = store.scores(cell.key)
@@ -163,6 +167,13 @@ def _describe(record: dict[str, Any]) -> dict[str, Any]:
         "active_fraction": record["result"]["active_fraction"],
         "nfe": _forwards(record["result"]["trace"].get("records", {})),
     }
+
+
+def _turned(cell: Cell) -> str:
+    if cell.config.target is None:
+        return ""
+    knob = cell.method.knob[0]
+    return f"{knob}={short(getattr(cell.method, knob))}"
 
 
 def _forwards(records: Mapping[str, Sequence[Any]]) -> dict[str, float]:

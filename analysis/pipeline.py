@@ -63,7 +63,10 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
 
     unavailable = [metric.name for metric in wanted if metric not in metrics]
     made_with = origin(plan, store)
-    note = _note(frame, measured, made_with, unavailable, plan.notes)
+    notes = [*plan.notes]
+    if plan.unreached:
+        notes.append(f"left out: {len(plan.unreached)} settings that miss their target, see below")
+    note = _note(frame, measured, made_with, unavailable, notes)
     try:
         benched = [
             table
@@ -76,10 +79,12 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
         metrics = [metric for metric in metrics if not isinstance(metric, VBenchDimension)]
     tabled = [metric for metric in metrics if not _has_its_own_table(metric)]
     results, gains = _tables(summary, tabled, note)
+    left_out = [tables.unreached(plan.unreached, task) for task in summary["task"].unique()]
+    left_out = [table for table in left_out if table.rows]
     compared = comparison.tables(comparison.compare(frame, summary, tabled), summary, tabled)
     gains, compared = (_sourced(each, measured, made_with) for each in (gains, compared))
-    _write(out_dir / "table.md", tables.markdown(results + benched + gains))
-    _write(out_dir / "table.tex", tables.latex(results + benched + gains + compared))
+    _write(out_dir / "table.md", tables.markdown(results + benched + gains + left_out))
+    _write(out_dir / "table.tex", tables.latex(results + benched + gains + compared + left_out))
     sources = summary.assign(timed_on=measured.machine, made_with=made_with)
     _write(out_dir / "table.csv", sources.to_csv(index=False, lineterminator="\n"))
     _write(out_dir / "comparison.md", tables.markdown(compared))
@@ -89,7 +94,7 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
         subtitle=note,
         figures=list(drawn.values()),
         tables=results,
-        details=benched + gains + compared + literature.tables(),
+        details=benched + gains + compared + left_out + literature.tables(),
         metrics=metrics,
         settings=report_settings.settings(frame, summary, store, metrics),
         videos=report_media.videos(frame, summary, store, metrics, out_dir / "media"),

@@ -15,7 +15,7 @@ from analysis.stats import HELD, NOTHING, at_runtime, bootstrap, paired
 BASELINE = "flow_matching"
 MEAN = ("mean", "low", "high", "n", "spread")  # columns of an Estimate
 GAIN = ("gain", "gain_low", "gain_high", "gain_n", "gain_spread")
-ABOUT = ["method", "implementation", "steps", "params", "target", "reference"]
+ABOUT = ["method", "implementation", "steps", "params", "target", "turned", "reference"]
 
 
 def summarise(
@@ -23,11 +23,11 @@ def summarise(
 ) -> pd.DataFrame:
     """One row per task, setting and metric value, in the order of the frame.
 
-    Columns: task, label, method, implementation, steps, params, target, reference, prompts, seeds,
-    active_fraction, nfe (full forwards of each guidance branch, as text), runtime_s, runtime_low,
-    runtime_high, held_bytes, runtime (share of the reference setting's), extra_bytes (held between
-    steps beyond what the reference setting holds), metric, mean, low, high, n, spread (over
-    seeds), and gain, gain_low, gain_high, gain_n, gain_spread: the paired difference to flow
+    Columns: task, label, method, implementation, steps, params, target, turned, reference, prompts,
+    seeds, active_fraction, nfe (full forwards of each guidance branch, as text), runtime_s,
+    runtime_low, runtime_high, held_bytes, runtime (share of the reference setting's), extra_bytes
+    (held between steps beyond what the reference setting holds), metric, mean, low, high, n, spread
+    (over seeds), and gain, gain_low, gain_high, gain_n, gain_spread: the paired difference to flow
     matching at the same runtime (`at_runtime`), raw, so negative is better where lower is. Then
     higher_is_better, and rank: 1 is the best mean among the settings of the same target, equal
     means share a rank, and what has no rival has none.

@@ -21,6 +21,8 @@ from analysis.summary import GAIN, MEAN
 if TYPE_CHECKING:
     import rich.table
 
+    from experiments.match import Match
+
 MISSING = "\N{EN DASH}"
 LATEX = str.maketrans(
     {c: rf"\{c}" for c in "&%$#_{}"}
@@ -68,18 +70,21 @@ def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: s
     """Quality and cost of every setting, in the order of the plan; of one target together.
 
     Cost: active fraction, forwards of each guidance branch, runtime, its share of the reference's
-    with quartiles, and the memory held between steps beyond the reference's.
+    with quartiles, and the memory held between steps beyond the reference's. Where settings have a
+    target, also what meets it.
 
     The best mean of a metric among the settings of one target is bold, the second underlined; the
     reference setting, which has no fidelity, takes part in the others.
     """
     view = _by_target(summary[summary["task"] == task])
+    targeted = view["target"].notna().any()
     rows = []
     for label, lines in view.groupby("label", sort=False):
         about, cells = lines.iloc[0], lines.set_index("metric")
         rows.append(
             (
                 Entry(label, number=False),
+                *([Entry(about["turned"] or MISSING, number=False)] if targeted else []),
                 Entry(about["implementation"], number=False),
                 Entry(str(about["prompts"])),
                 Entry(percent(about["active_fraction"])),
@@ -90,9 +95,30 @@ def results(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, note: s
                 *(_quality(cells, metric, about["prompts"]) for metric in metrics),
             )
         )
-    header = ("Method", "Implementation", "Prompts", "Active", "NFE", "Runtime (s)", "Relative")
-    header += ("Extra memory (MB)", *map(heading, metrics))
+    header = ("Method", *(["Set to"] if targeted else []), "Implementation", "Prompts", "Active")
+    header += ("NFE", "Runtime (s)", "Relative", "Extra memory (MB)", *map(heading, metrics))
     return Table(f"Quality, {task.upper()}", header, tuple(rows), note, _breaks(view))
+
+
+def unreached(matches: Iterable[Match], task: str) -> Table:
+    """Settings of a task that do not meet their target, with the closest that was found."""
+    rows = tuple(
+        (
+            Entry(match.label, number=False),
+            Entry(match.turned, number=False),
+            Entry(f"{percent(match.runtime)} [{100 * match.low:.1f}, {100 * match.high:.1f}]"),
+            Entry(percent(match.work)),
+            Entry("out of reach" if match.at_end else "missed", number=False),
+        )
+        for match in matches
+        if match.task == task
+    )
+    header = ("Method", "Closest", "Relative", "Active", "")
+    note = (
+        "Relative: share of the reference's runtime in the search, with quartiles. Out of reach: "
+        "the setting is at the end of its range."
+    )
+    return Table(f"Left out, {task.upper()}", header, rows, note)
 
 
 def gains(summary: pd.DataFrame, metrics: Sequence[Metric], task: str, baseline: str) -> Table:

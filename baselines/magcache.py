@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -185,11 +185,14 @@ class _Probe(Policy):
         self.found[call.branch][call.step].append(ratio)
 
 
-def calibrate(pipe: DiffusionPipeline, requests: Iterable[Request]) -> dict[str, list[float]]:
+def calibrate(pipe: DiffusionPipeline, requests: Iterable[Request]) -> dict[str, Any]:
     """Measure the ratios of each guidance branch, the mean over the requests.
 
     Every step of every request is computed, on the sigma grid that the methods use. The first step
     of each expert has no predecessor and gets 1.
+
+    Returns:
+        ``ratios`` for `MagCache`.
     """
     from baselines.reuse import residual_reuse
     from hsa.schedulers import euler
@@ -198,7 +201,8 @@ def calibrate(pipe: DiffusionPipeline, requests: Iterable[Request]) -> dict[str,
     with euler(pipe), residual_reuse(pipe, partial(_Probe, found)):
         for request in requests:
             pipe(**request.kwargs(pipe) | {"output_type": "latent"})
-    return {
+    ratios = {
         branch: [round(float(np.mean(ratios)), 5) for _, ratios in sorted(steps.items())]
         for branch, steps in found.items()
     }
+    return {"ratios": ratios}

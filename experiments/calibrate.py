@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from statistics import fmean
 from typing import Any
@@ -31,11 +31,13 @@ from experiments.match import (
 from experiments.plan import plan
 
 
-def calibrate(cells: Sequence[Cell], worker: Worker) -> dict[str, Any]:
+def calibrate(
+    cells: Sequence[Cell], worker: Worker
+) -> tuple[dict[str, Any], dict[str, int | float]]:
     """What `calibrate(pipe, requests, ...)` in the method's module finds on the cells' requests.
 
-    Further parameters of that function are fields of the method. Of its findings those that fit
-    into a yaml are returned: numbers, texts, and lists and mappings of them.
+    Further parameters of that function are fields of the method. Of its findings those are
+    returned that are fields too, and the numbers among the others.
 
     Raises:
         UserError: the method has nothing to fit, or the cells are of several methods or tasks.
@@ -50,12 +52,19 @@ def calibrate(cells: Sequence[Cell], worker: Worker) -> dict[str, Any]:
         raise UserError(
             f"{cells[0].label} has nothing to calibrate; choose one like teacache, or give a target"
         )
-    _, _, *fields = inspect.signature(fit).parameters
+    _, _, *needed = inspect.signature(fit).parameters
     pipe = worker.model(cells[0].config.model).pipeline(task)
     found = fit(
-        pipe, [cell.request for cell in cells], **{name: getattr(method, name) for name in fields}
+        pipe, [cell.request for cell in cells], **{name: getattr(method, name) for name in needed}
     )
-    return {name: value for name, value in found.items() if _is_yaml(value)}
+    names = {entry.name for entry in fields(method)}
+    constants = {name: value for name, value in found.items() if name in names}
+    numbers = {
+        name: value
+        for name, value in found.items()
+        if name not in names and isinstance(value, (int, float))
+    }
+    return constants, numbers
 
 
 def match(experiment: Experiment, worker: Worker) -> Iterator[Match | UserError]:
@@ -82,7 +91,7 @@ def _match(setting: Setting, runs: _Runs) -> Match:
     """Search and store, unless that was done before."""
     config, target, method = setting.config, setting.config.target, runs.method
     require_knob(method, setting.label, target)
-    key, matches = match_key(config, method, runs.task, target), Matches.of(config)
+    key, matches = match_key(setting, method, runs.task), Matches.of(config)
     known = matches.get(key)
     now = runs.provenance
     decisive = {name: now[name] for name in ("weights", "version", "machine")}
@@ -94,8 +103,9 @@ def _match(setting: Setting, runs: _Runs) -> Match:
         label=setting.label,
         task=runs.task,
         target=target,
-        fields=turned_fields(method, method.turned(value)),
+        fields=turned_fields(method, value),
         reached=timed.meets(target),
+        at_end=value in method.knob[1:],
         work=runs.work(value),
         provenance=runs.provenance,
         **asdict(timed),
@@ -110,6 +120,10 @@ class _Runs:
     def __init__(self, setting: Setting, worker: Worker):
         if setting.reference is None:
             raise UserError(f"{setting.label}: no reference whose runtime it could have a share of")
+        if setting.config.timing.repeats < 1:
+            raise UserError(
+                f"timing.repeats={setting.config.timing.repeats}: choose 1 or more to meet a target"
+            )
         config = self._config = setting.config
         self._cells = plan(Experiment(config, (replace(setting, reference=None),))).cells
         self._reference = build(setting.reference.config.method, "reference.method")
@@ -170,11 +184,3 @@ class _Runs:
         model = self._worker.model(self._config.model)
         request = with_steps(replace(cell.request, steps=self.steps), method)
         return sample(model, replace(cell, method=method, request=request), output_type="latent")
-
-
-def _is_yaml(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(map(_is_yaml, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(isinstance(item, (int, float, str)) for item in value)
-    return isinstance(value, (int, float, str))

@@ -249,16 +249,24 @@ def calibrate(session: Session) -> int:
     from experiments.calibrate import calibrate, match
 
     settings = session.experiment.settings
-    if any(setting.config.target is not None for setting in settings):
+    targets = sum(len(s.config.tasks) for s in settings if s.config.target is not None)
+    if targets:
         failed = False
-        for found in match(session.experiment, _worker(session)):
+        for found in session.track(match(session.experiment, _worker(session)), targets, "match"):
             session.console.print(str(found))
             failed |= isinstance(found, UserError)
         return 1 if failed else 0
-    label, cells = settings[0].label, plan(session.experiment, neutral=True).cells
-    cells = [cell for cell in cells if cell.label == label]
-    found = calibrate(cells, _worker(session))
-    print(OmegaConf.to_yaml(OmegaConf.create(found)), end="")
+    if len(settings) > 1:
+        labels = ", ".join(setting.label for setting in settings)
+        raise UserError(f"calibrate fits one method, not {labels}; or give a target")
+    (setting,) = settings
+    cells = plan(session.experiment, neutral=True).cells
+    cells = [cell for cell in cells if cell.label == setting.label]
+    fields, remarks = calibrate(cells, _worker(session))
+    for name, value in remarks.items():
+        print(f"# {name}: {value:.3g}")
+    constants = {"constants": {setting.label.split()[0]: fields}}  # of the model's yaml
+    print(OmegaConf.to_yaml(OmegaConf.create(constants)), end="")
     return 0
 
 
@@ -376,6 +384,8 @@ def _announce(session: Session, cells: Plan, missing: Sequence[Cell]) -> None:
     session.console.print(line)
     for note in cells.notes:
         session.console.print(note)
+    for match in cells.unreached:
+        session.console.print(f"left out: {match}")
 
 
 def _generate(session: Session, missing: Sequence[Cell], worker: Worker) -> int:
@@ -397,7 +407,13 @@ def _generate(session: Session, missing: Sequence[Cell], worker: Worker) -> int:
 def _time(session: Session, cells: Plan, worker: Worker) -> None:
     from experiments import provenance, timing
 
-    runs = timing.untimed(cells, session.store, session.config.timing, provenance.machine().name)
+    machine = provenance.machine().name
+    for other in sorted(cells.matched_on - {machine}):
+        session.console.print(
+            f"targets were matched on {other} and may be missed on this machine ({machine}); "
+            "`hsa-bench calibrate` with the same arguments matches them here"
+        )
+    runs = timing.untimed(cells, session.store, session.config.timing, machine)
     if runs:
         session.store.require_writable()
         for _ in session.track(timing.measure(runs, worker), len(runs), "time"):

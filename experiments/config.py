@@ -82,7 +82,6 @@ class ModelConfig:
     request: RequestConfig = field(default_factory=RequestConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     transformer: TransformerConfig | None = None
-    official: dict[str, str] = field(default_factory=dict)  # its name in the tables of methods
     note: str | None = None  # what every table of this model has to say
 
 
@@ -117,7 +116,7 @@ class Config:
     seeds: list[int] = MISSING
     limit: int | None = None
     target: float | None = None
-    matched: str | None = None
+    matched: str = MISSING
     shard: str | None = None
     timing: TimingConfig = field(default_factory=TimingConfig)
     bench: BenchConfig = field(default_factory=BenchConfig)
@@ -361,6 +360,7 @@ def _typed(config: DictConfig) -> Config:
         raise UserError(f"{error.full_key}: missing, say {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    values["model"].pop("constants", None)  # methods have taken theirs
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     except OmegaConfBaseException as error:

@@ -1,26 +1,26 @@
 """Matched runtime: the setting of a method that takes a given share of the reference's runtime.
 
 `hsa-bench calibrate target=0.5` searches for it on calibration prompts and appends what it found,
-with how it was found, to `conf/matched/<model>.jsonl`; a setting with `target=0.5` reads it there.
-Importing this module costs no torch.
+with how it was found, to `<model>.jsonl` in the folder `matched`; a setting with `target=0.5` reads
+it there, or else among those that ship in `conf/matched`. Importing this module costs no torch.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from baselines.base import Method, Request
 from experiments.cell import content_key
-from experiments.config import Config, method_name
+from experiments.config import Config, Setting, method_name
 from experiments.errors import UserError
 
 TOLERANCE = 0.025  # of the reference's runtime; half a step of 40 is half of it
 ROUNDS = 4  # of timing, each aimed by what the last one showed
-FOLDER = Path(__file__).parents[1] / "conf" / "matched"
+SHIPPED = Path(__file__).parents[1] / "conf" / "matched"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Match:
         fields: of the method, with the values that meet the target.
         reached: whether the target lies within the quartiles of the runtime, or no further than
             TOLERANCE outside; else it is the closest.
+        at_end: whether the knob is at an end of its range: what is missed there is out of reach.
         work: share of the reference's block rows that was computed.
         provenance: weights, prompts, machine, commit, ...
     """
@@ -55,6 +56,7 @@ class Match:
     target: float
     fields: Mapping[str, Any]
     reached: bool
+    at_end: bool
     runtime: float
     low: float
     high: float
@@ -65,27 +67,38 @@ class Match:
         """Whether these parts of the provenance are what they were: weights, version, machine."""
         return all(self.provenance[name] == value for name, value in now.items())
 
+    @property
+    def turned(self) -> str:
+        """What the method is set to."""
+        return ", ".join(f"{name}={short(value)}" for name, value in self.fields.items())
+
     def __str__(self) -> str:
-        values = ", ".join(f"{name}={_short(value)}" for name, value in self.fields.items())
-        line = f"{self.label} {self.task} at {self.target:.0%}: {values or 'as it is'}, "
+        line = f"{self.label} {self.task} at {self.target:.0%}: {self.turned}, "
         line += f"measured {self.runtime:.1%} [{self.low:.1%}, {self.high:.1%}], "
         line += f"work {self.work:.1%}"
-        return line if self.reached else f"{line}; out of reach, this is the closest"
+        if self.reached:
+            return line
+        return f"{line}; {'out of reach' if self.at_end else 'missed'}, this is the closest"
 
 
 class Matches:
-    """The matches of one model: a file with one JSON object a line, of which the last counts."""
+    """The matches of one model: files with one JSON object a line, of which the last counts.
 
-    def __init__(self, path: Path):
+    New ones go to `path`; what was found there goes before what is in `others`.
+
+    Raises:
+        UserError: a line that is no match.
+    """
+
+    def __init__(self, path: Path, *others: Path):
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        found = (Match(**json.loads(line)) for line in lines)
-        self._found = {match.key: match for match in found}
+        self._found = {match.key: match for file in (*others, path) for match in _read(file)}
 
     @classmethod
     def of(cls, config: Config) -> Matches:
-        """Those of the configured model, in the folder `matched` or the one that ships."""
-        return cls(Path(config.matched or FOLDER) / f"{config.model.name}.jsonl")
+        """Those of the configured model: its user's in the folder `matched`, and the shipped."""
+        name = f"{config.model.name}.jsonl"
+        return cls(Path(config.matched) / name, SHIPPED / name)
 
     def get(self, key: str) -> Match | None:
         return self._found.get(key)
@@ -97,18 +110,24 @@ class Matches:
         self._found[match.key] = match
 
 
-def match_key(config: Config, method: Method, task: str, target: float) -> str:
-    """Of everything that decides which setting meets the target, but the weights."""
+def match_key(setting: Setting, method: Method, task: str) -> str:
+    """Of everything that decides which value of the knob meets the setting's target, but for the
+    weights and the machine. Where the knob stands before it is turned decides nothing.
+    """
+    config, (_, end, _) = setting.config, method.knob
     made = config.model.request
     return content_key(
         {
             "method": method_name(config),
-            "params": asdict(method),
+            "params": asdict(method.turned(end)),
+            "reference": setting.reference and setting.reference.config.method,
             "steps": config.schedule.steps,
+            "dtype": config.model.dtype,
             "size": [made.num_frames, made.height, made.width],
             "guidance_scale": made.guidance_scale,
+            "extra": made.extra,
             "task": task,
-            "target": target,
+            "target": config.target,
         }
     )[:16]
 
@@ -121,10 +140,10 @@ def require_knob(method: Method, label: str, target: float) -> None:
         raise UserError(f"target={target}: choose a share of the runtime, above 0 and up to 1")
 
 
-def turned_fields(method: Method, turned: Method) -> dict[str, Any]:
-    """The fields in which two settings of one method differ, with the values of the second."""
-    before, after = asdict(method), asdict(turned)
-    return {name: value for name, value in after.items() if value != before[name]}
+def turned_fields(method: Method, value: float) -> dict[str, Any]:
+    """The fields that change, or stay, when the knob of a method is turned to a value."""
+    knob, before, after = method.knob[0], asdict(method), asdict(method.turned(value))
+    return {name: new for name, new in after.items() if name == knob or new != before[name]}
 
 
 def matched(method: Method, match: Match) -> Method:
@@ -198,5 +217,17 @@ def _between(a: float, b: float) -> float:
     return (a * b) ** 0.5 if min(a, b) > 0 else (a + b) / 2
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A setting's value with four digits."""
+    if isinstance(value, (list, tuple)):
+        return f"({', '.join(map(short, value))})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _read(path: Path) -> Iterator[Match]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield Match(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: line {number} is no match; remove it") from error

@@ -14,7 +14,7 @@ from baselines.base import Method, Request
 from experiments.cell import Cell, canonical_json, cell_inputs, content_key
 from experiments.config import Config, Experiment, ModelConfig, Setting, build, method_name
 from experiments.errors import UserError, one_line
-from experiments.match import Matches, match_key, matched, require_knob
+from experiments.match import Match, Matches, match_key, matched, require_knob
 from experiments.prompts import Prompt, stand_ins
 from experiments.store import Store
 
@@ -26,14 +26,19 @@ DTYPES = ("float32", "bfloat16", "float16")
 class Plan:
     """The cells of an experiment, each once: by model, then task, then prompt, then setting.
 
-    Prompts come before settings, so that a part of the plan already compares all settings. `notes`
-    say which settings are left out, because they cannot meet their target runtime or nobody has
-    searched for it, what is out of date, what a model's results are worth, and where `limit` cuts
-    the prompts.
+    Prompts come before settings, so that a part of the plan already compares all settings.
+
+    Attributes:
+        notes: which settings are left out because nobody has searched for their target runtime,
+            what is out of date, what a model's results are worth, where `limit` cuts the prompts.
+        unreached: of the settings that are left out because they do not meet their target.
+        matched_on: machines on which those that have a target were searched.
     """
 
     cells: tuple[Cell, ...]
     notes: tuple[str, ...] = ()
+    unreached: tuple[Match, ...] = ()
+    matched_on: frozenset[str] = frozenset()
 
     def missing(self, store: Store) -> list[Cell]:
         return [cell for cell in self.cells if not store.has(cell.key)]
@@ -78,10 +83,12 @@ def plan(experiment: Experiment, count_only: bool = False, neutral: bool = False
                 cell = replace(cell, reference_key=target.key)
             cells[cell.key] = place, cell
     if not cells:
-        reason = "; ".join(builder.notes) or "tasks and seeds need one entry or more"
+        reasons = [*builder.notes, *map(str, builder.unreached)]
+        reason = "; ".join(reasons) or "tasks and seeds need one entry or more"
         raise UserError(f"nothing to make: {reason}")
     ordered = sorted((references | cells).values(), key=itemgetter(0))
-    return Plan(tuple(cell for _, cell in ordered), builder.notes)
+    unreached, matched_on = tuple(builder.unreached), frozenset(builder.matched_on)
+    return Plan(tuple(cell for _, cell in ordered), builder.notes, unreached, matched_on)
 
 
 def _refuse_ambiguous(settings: Sequence[Setting]) -> None:
@@ -99,7 +106,8 @@ class _Builder:
     def __init__(self, count_only: bool, neutral: bool) -> None:
         self._count_only, self._neutral = count_only, neutral
         self._remarks: dict[str, None] = {}  # on models and prompts, each once
-        self._unreached: list[str] = []
+        self.unreached: list[Match] = []
+        self.matched_on: set[str] = set()
         self._unmatched: list[str] = []
         self._stale = 0
         self._built: dict[str, Any] = {}
@@ -109,7 +117,7 @@ class _Builder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        notes = [*self._remarks, *self._unreached]
+        notes = [*self._remarks]
         if self._unmatched:
             shown = ", ".join(self._unmatched[:3]) + (", ..." if len(self._unmatched) > 3 else "")
             notes.append(
@@ -172,15 +180,16 @@ class _Builder:
             self._matches[config.model.name] = Matches.of(config)
         found, methods = self._matches[config.model.name], {}
         for task in config.tasks:
-            match = found.get(match_key(config, method, task, config.target))
+            match = found.get(match_key(setting, method, task))
             if match is None:
                 self._unmatched.append(f"{label} ({task})")
                 continue
             self._stale += not match.made_with(weights=identity, version=method.version)
+            self.matched_on.add(match.provenance["machine"])
             if match.reached:
                 methods[task] = matched(method, match)
             else:
-                self._unreached.append(f"left out: {match}")
+                self.unreached.append(match)
         return methods
 
     def _build(self, key: str, node: Mapping[str, Any]) -> Any:

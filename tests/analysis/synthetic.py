@@ -68,6 +68,7 @@ def frame(tasks: tuple[str, ...] = ("t2v", "i2v"), seed: int = 0) -> pd.DataFram
                     steps,
                     json.dumps(params),
                     np.nan,
+                    "",
                     reference,
                     share,
                     {"cond": 40 * share, "uncond": 20 * share},

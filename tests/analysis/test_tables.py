@@ -188,7 +188,8 @@ def matched():
     """Two targets and the reference, which has none, in the order of the plan."""
     targets = {label: target for target, labels in TARGETS.items() for label in labels}
     frame = synthetic.frame(("t2v",))
-    frame = frame.assign(target=frame["label"].map(targets))
+    turned = frame["label"].map(lambda label: f"of {label}" if label in targets else "")
+    frame = frame.assign(target=frame["label"].map(targets), turned=turned)
     frame = frame[frame["target"].notna() | (frame["label"] == "FM T=40")]
     return frame, summarise(frame, synthetic.runtimes(("t2v",)), synthetic.METRICS)
 
@@ -215,6 +216,8 @@ def test_settings_of_a_target_stand_together(matched) -> None:
     table = tables.results(summary, synthetic.METRICS, "t2v")
     assert [row[0].text for row in table.rows] == ["FM T=40", *TARGETS[0.5], *TARGETS[0.25]]
     assert table.breaks == (1, 5)
+    assert table.header[1] == "Set to"
+    assert [row[1].text for row in table.rows[:2]] == [tables.MISSING, "of FM T=20"]
     body = tables.latex([table]).split(r"\midrule")
     assert len(body) == 4  # below the header, below the reference, between the targets
     assert "FM T=20" in body[2] and "Mask 1/2" in body[2] and "FM T=10" in body[3]
@@ -261,7 +264,8 @@ def test_csv_keeps_raw_numbers(summary, tmp_path) -> None:
 
     path = tmp_path / "table.csv"
     summary.to_csv(path, index=False)
-    pd.testing.assert_frame_equal(pd.read_csv(path), summary, check_dtype=False)
+    read = pd.read_csv(path).fillna({"turned": ""})
+    pd.testing.assert_frame_equal(read, summary, check_dtype=False)
 
 
 GOLDEN = Path(__file__).parent / "golden"

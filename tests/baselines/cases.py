@@ -23,9 +23,8 @@ ON_RANDOM_WEIGHTS = {
     "foresight": {"threshold": 4.0},
     "hsa_beyond": {"regroup_every": 4, "block": [1, 2, 2], "dilation": 1, "step_interval": 1.5},
     "hsa_context": {"context": "frozen"},
-    "sencache_embedded": {"threshold": 2.0},
+    "sencache": {"threshold": 2.0},
     "teacache": {"threshold": 2.0},
-    "teacache_embedded": {"threshold": 2.0},
     "teacache_protected": {"threshold": 2.0},
     "teacache_ret": {"threshold": 2.0},
 }
@@ -45,8 +44,8 @@ MEASURED = {
     "uncond_modality": [1.0, 0.97, 0.99, 0.98],
 }
 with initialize_config_module("conf", version_base="1.3"):
-    METHODS = {
-        name: compose(f"method/{name}").method
+    METHODS = {  # with the constants of the embedded model
+        name: compose("config", [f"method={name}"]).method
         for name in sorted(path.stem for path in Path("conf/method").glob("*.yaml"))
     }
 

@@ -203,7 +203,7 @@ def test_calibration_finds_what_the_hook_of_diffusers_prints(capsys):
     pipe, steps = PIPELINES["wan_i2v"](), 6
     before = fingerprint(pipe)
     request_ = request(pipe, steps=steps)
-    found = calibrate(pipe, [request_])
+    found = calibrate(pipe, [request_])["ratios"]
     assert fingerprint(pipe) == before
     with euler(pipe):
         pipe.transformer.enable_cache(MagCacheConfig(num_inference_steps=steps, calibrate=True))
@@ -219,7 +219,9 @@ def test_calibration_finds_what_the_hook_of_diffusers_prints(capsys):
 def test_calibration_is_the_mean_of_the_requests_and_fits_the_method():
     pipe = PIPELINES["ltx2_t2v"]()
     requests = [request(pipe, seed, steps=5) for seed in (0, 1)]
-    both, *single = (calibrate(pipe, some) for some in (requests, *([one] for one in requests)))
+    both, *single = (
+        calibrate(pipe, some)["ratios"] for some in (requests, *([one] for one in requests))
+    )
     assert list(both) == list(cases.branches(pipe))
     for branch, ratios in both.items():
         assert ratios[0] == 1.0
@@ -231,7 +233,7 @@ def test_calibration_is_the_mean_of_the_requests_and_fits_the_method():
 
 def test_second_expert_starts_its_own_list():
     pipe = PIPELINES["wan22_t2v"]()
-    found = calibrate(pipe, [request(pipe, steps=8)])
+    found = calibrate(pipe, [request(pipe, steps=8)])["ratios"]
     assert [step for step, ratio in enumerate(found["cond"]) if ratio == 1.0] == [0, 3]
 
 

@@ -8,8 +8,10 @@ from statistics import median
 
 import pytest
 
+from analysis.tables import unreached
 from baselines.static_mask import IntervalMask
 from experiments.config import load_experiment
+from experiments.errors import UserError
 from experiments.match import TOLERANCE, Match, Matches, Timed, bisect, match_key, search
 from experiments.plan import plan
 from tests.harness.helpers import CONF, hsa_bench
@@ -106,17 +108,22 @@ def store(tmp_path, experiment, **found) -> Match:
     config = setting.config
     (cell, *_) = plan(load_experiment(UNIFORM, False, str(CONF))).cells[1:]
     given = {
-        "key": match_key(config, cell.method, "t2v", config.target),
+        "key": match_key(setting, cell.method, "t2v"),
         "label": setting.label,
         "task": "t2v",
         "target": config.target,
         "fields": {"interval": 5},
         "reached": True,
+        "at_end": False,
         "runtime": 0.51,
         "low": 0.5,
         "high": 0.52,
         "work": 0.25,
-        "provenance": {"weights": {"weights": "random"}, "version": cell.method.version},
+        "provenance": {
+            "weights": {"weights": "random"},
+            "version": cell.method.version,
+            "machine": "another",
+        },
     }
     match = Match(**given | found)
     Matches.of(config).add(match)
@@ -136,14 +143,19 @@ def test_a_target_sets_the_method_and_not_its_reference(tmp_path):
     assert plan(experiment).notes == ()
 
 
-def test_what_is_out_of_reach_is_left_out_and_said(tmp_path):
+@pytest.mark.parametrize(("at_end", "word"), [(True, "out of reach"), (False, "missed")])
+def test_what_does_not_meet_its_target_is_left_out_and_said(at_end, word, tmp_path):
     experiment = settings(tmp_path, "grid=[{}, {target: null}]")
     one = replace(experiment, settings=experiment.settings[:1])
-    match = store(tmp_path, one, reached=False)
+    match = store(tmp_path, one, reached=False, at_end=at_end)
     cells = plan(experiment)
     assert [cell.label for cell in cells.cells] == ["flow_matching", "static_uniform"]
-    assert cells.notes == (f"left out: {match}",)
-    assert "out of reach" in str(match) and "51.0%" in str(match)
+    assert cells.unreached == (match,) and cells.notes == ()
+    assert word in str(match) and "interval=5, measured 51.0%" in str(match)
+    (row,) = unreached(cells.unreached, "t2v").rows
+    assert [entry.text for entry in row][:3] == [match.label, "interval=5", "51.0 % [50.0, 52.0]"]
+    assert row[-1].text == word
+    assert not unreached(cells.unreached, "i2v").rows
 
 
 @pytest.mark.parametrize(
@@ -155,7 +167,7 @@ def test_what_is_out_of_reach_is_left_out_and_said(tmp_path):
 )
 def test_a_match_of_other_weights_or_an_older_version_is_said(made_with, tmp_path):
     experiment = settings(tmp_path)
-    store(tmp_path, experiment, provenance=made_with)
+    store(tmp_path, experiment, provenance=made_with | {"machine": "another"})
     (note,) = plan(experiment).notes
     assert note.startswith("1 settings were matched with other weights or an older version")
 
@@ -186,7 +198,7 @@ def test_calibrate_stores_what_it_counted(tmp_path, capsys):
     shown = capsys.readouterr().out
     for line, target in zip(lines, (0.5, 0.25), strict=True):
         match = Match(**json.loads(line))
-        interval = match.fields.get("interval", 2)
+        interval = match.fields["interval"]
         computed = {ceil(interval * turn) for turn in range(8)}
         assert match.work == len(computed & set(range(8))) / 8
         assert match.target == target and match.low <= match.runtime <= match.high
@@ -195,7 +207,7 @@ def test_calibrate_stores_what_it_counted(tmp_path, capsys):
         assert match.provenance["commit"] and match.provenance["machine"]
         assert str(match) in shown
     assert hsa_bench("calibrate", tmp_path, "-m", *arguments, "target=0.5,0.25") == 0
-    assert capsys.readouterr().out == shown
+    assert str(match) in capsys.readouterr().out
     assert (tmp_path / "tiny.jsonl").read_text().splitlines() == lines
 
 
@@ -210,6 +222,59 @@ def test_what_was_found_elsewhere_is_searched_again(decisive, tmp_path):
     assert hsa_bench("calibrate", tmp_path, *arguments) == 0
     (_, again) = path.read_text().splitlines()
     assert json.loads(again)["provenance"][decisive] != "another"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.dtype=bfloat16"],
+        ["reference={method: static_front_loaded}"],
+        ["model.request.guidance_scale=3"],
+        ["schedule.steps=9"],
+    ],
+)
+def test_a_match_is_for_what_decides_the_runtime(overrides, tmp_path):
+    store(tmp_path, settings(tmp_path))
+    with pytest.raises(UserError, match="1 without a match"):
+        plan(settings(tmp_path, *overrides))
+
+
+def test_where_the_knob_stood_before_decides_nothing(tmp_path):
+    store(tmp_path, settings(tmp_path))
+    _, cell = plan(settings(tmp_path, "method.interval=3")).cells
+    assert cell.method.interval == 5
+
+
+def test_what_was_found_here_goes_before_what_ships(tmp_path):
+    def match(key, runtime):
+        return Match(key, "a", "t2v", 0.5, {}, True, False, runtime, 0, 0, 0, {})
+
+    shipped, own = Matches(tmp_path / "shipped"), tmp_path / "own"
+    for key in "ab":
+        shipped.add(match(key, 0.4))
+    Matches(own, shipped.path).add(match("b", 0.6))
+    both = Matches(own, shipped.path)
+    assert [both.get(key).runtime for key in "ab"] == [0.4, 0.6]
+    assert [Matches(shipped.path).get(key).runtime for key in "ab"] == [0.4, 0.4]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "tiny.jsonl").write_text('{"key": "a"')
+    with pytest.raises(UserError, match="tiny.jsonl: line 1 is no match; remove it"):
+        plan(settings(tmp_path))
+
+
+def test_another_machine_is_said(tmp_path, capsys):
+    store(tmp_path, settings(tmp_path), fields={"interval": 4})
+    arguments = [*UNIFORM, f"matched={tmp_path}", "target=0.5", "metric=[]", "timing.repeats=0"]
+    assert hsa_bench("run", tmp_path, *arguments) == 0
+    assert "targets were matched on another and may be missed on this" in capsys.readouterr().out
+
+
+def test_a_target_wants_timings(tmp_path, capsys):
+    arguments = [*UNIFORM, f"matched={tmp_path}", "target=0.5", "timing.repeats=0"]
+    assert hsa_bench("calibrate", tmp_path, *arguments) == 1
+    assert "timing.repeats=0: choose 1 or more" in capsys.readouterr().out
 
 
 def test_calibrate_goes_on_after_a_method_that_cannot_run(tmp_path, capsys):

@@ -84,8 +84,8 @@ def test_a_method_takes_the_constants_of_its_model(name):
     assert found == OFFICIAL[name]
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {*OFFICIAL} | {"ltx2"}))
-def test_a_model_without_official_ratios_is_refused(name):
+@pytest.mark.parametrize("name", ["ltx2", "ltx23", "tiny_ltx2", "wan22_ti2v_5b"])
+def test_a_model_without_ratios_is_refused(name):
     with pytest.raises(
         UserError, match="magcache.ratios=None: choose one of .*hsa-bench calibrate"
     ):

@@ -314,18 +314,22 @@ def test_a_read_only_place_is_one_line_before_the_model(tmp_path, capsys):
     assert "/proc/results" in message and message.count("\n") == 1
 
 
-def test_calibrate_prints_fields_for_the_yaml(tmp_path, capsys):
+def test_calibrate_prints_constants_for_the_models_yaml(tmp_path, capsys):
     """On random weights the numbers mean nothing; they are those of the method's own fit."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     arguments = ["model=tiny", "schedule.steps=8", "prompts=texts", "prompts.texts=[a circle]"]
     assert hsa_bench("calibrate", tmp_path, *arguments, "method=teacache") == 0
-    found = OmegaConf.create(capsys.readouterr().out)
-    assert len(found.coefficients) == 5
+    shown = capsys.readouterr().out
+    (found,) = OmegaConf.create(shown).constants.values()
+    assert len(found.coefficients) == 5 and shown.startswith("# r2: ")
     fitted = {"_target_": "baselines.teacache.TeaCache", "threshold": 0.1}
-    instantiate(fitted, coefficients=list(found.coefficients))
+    instantiate(fitted, **found)
     assert hsa_bench("calibrate", tmp_path, *arguments, "method=magcache") == 0  # none are known
-    assert {*OmegaConf.create(capsys.readouterr().out)} == {"cond", "uncond"}
+    found = OmegaConf.create(capsys.readouterr().out)
+    assert {*found.constants.magcache.ratios} == {"cond", "uncond"}
+    assert hsa_bench("calibrate", tmp_path, *arguments, "-m", "method=teacache,magcache") == 2
+    assert "calibrate fits one method, not teacache" in capsys.readouterr().err
     assert hsa_bench("calibrate", tmp_path, *arguments) == 2
     assert "flow_matching has nothing to calibrate" in capsys.readouterr().err
