@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import pandas as pd
 
 from analysis import comparison, literature, report, report_media, report_settings, tables
 from analysis.figures.base import Plot, Results, save
-from analysis.frame import Runtimes, origin, runtimes, tidy
+from analysis.frame import SETTING, Runtimes, origin, runtimes, tidy
 from analysis.metrics.base import Metric
 from analysis.metrics.vbench import VBench, scorecard
 from analysis.metrics.vbench.metric import VBenchDimension
@@ -63,9 +63,7 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
 
     unavailable = [metric.name for metric in wanted if metric not in metrics]
     made_with = origin(plan, store)
-    notes = [*plan.notes]
-    if plan.unreached:
-        notes.append(f"left out: {len(plan.unreached)} settings that miss their target, see below")
+    notes = [*plan.notes, *_omissions(plan, frame)]
     note = _note(frame, measured, made_with, unavailable, notes)
     try:
         benched = [
@@ -176,6 +174,15 @@ def _note(
         parts.append(f"Not available on this machine: {', '.join(unavailable)}.")
     parts += [f"{note[0].upper()}{note[1:]}." for note in notes]
     return " ".join(parts)
+
+
+def _omissions(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
+    """Settings that the tables do not have."""
+    if plan.unreached:
+        yield f"left out, and listed below: {len(plan.unreached)} settings that miss their target"
+    stored = set(frame[SETTING].itertuples(index=False, name=None))
+    if missing := [f"{label} ({task})" for task, label in plan.by_setting().keys() - stored]:
+        yield f"without any video: {', '.join(sorted(missing))}"
 
 
 def _write(path: Path, text: str) -> None:

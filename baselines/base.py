@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from hsa.trace import Trace
 
 
+SHOWN = 160  # characters of a value in an error
+
+
 def rgb(image: Image | Path) -> Image:
     """A picture, or the one in a file, in RGB.
 
@@ -167,7 +170,10 @@ def is_numbers(values: Any, minimum: float = 0) -> bool:
 def require(valid: bool, name: str, value: Any, choices: str) -> None:
     """Raise the one-line ValueError that names the field, its value and what it may be."""
     if not valid:
-        raise ValueError(f"{name}={value!r}: choose {choices}")
+        shown = repr(value)
+        if len(shown) > SHOWN:
+            shown = f"{shown[: SHOWN - 4]} ..."
+        raise ValueError(f"{name}={shown}: choose {choices}")
 
 
 def require_own_forward(pipe: DiffusionPipeline, method: str) -> None:

@@ -95,8 +95,13 @@ class ExplicitMask(_StaticMask):
         return replace(self, mask=(1,) * request.steps)
 
 
+def replay(mask: Sequence[int], record: str | None = None) -> ExplicitMask:
+    """The mask, or that of a record where one is given."""
+    return recorded(record) if record else ExplicitMask(mask)
+
+
 def recorded(record: str) -> ExplicitMask:
-    """The steps that a stored sample computed.
+    """The steps that a stored sample ran in full, all tokens through all blocks.
 
     Args:
         record: path of its record.json in the store, or of a trace (`Trace.to_dict`) as JSON.
@@ -108,13 +113,23 @@ def recorded(record: str) -> ExplicitMask:
         content = json.loads(Path(record).read_text())
         trace = content["result"]["trace"] if "result" in content else content
         columns = trace["records"]
-        ran = zip(columns["step"], columns["branch"], columns["block_calls"], strict=True)
+        calls = [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ]
+        ran = [
+            (
+                call["step"],
+                call["branch"],
+                call["block_calls"] == call["blocks"] and call["active_tokens"] == call["tokens"],
+            )
+            for call in calls
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         choice = "the record.json of a stored sample"
         raise ValueError(f"static_mask.record={record!r}: choose {choice}") from error
     masks: dict[str, list[int]] = defaultdict(list)
-    for _, branch, calls in sorted(ran):
-        masks[branch].append(int(calls > 0))
+    for _, branch, full in sorted(ran):
+        masks[branch].append(int(full))
     different = {tuple(mask) for mask in masks.values()}
     require(len(different) == 1, "static_mask.record", record, "one where all branches agree")
     return ExplicitMask(different.pop())

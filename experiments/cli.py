@@ -474,3 +474,7 @@ def _console() -> Console:
 def _fail(message: str, code: int = 2) -> int:
     print(f"hsa-bench: {message}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

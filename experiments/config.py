@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -169,6 +170,8 @@ def load_experiment(
     with _hydra(config_dir) as search:
         try:
             return _expand(overrides, multirun, search)
+        except yaml.YAMLError as error:
+            raise UserError(f"not a configuration file: {one_line(error)}") from error
         except MissingConfigException as error:
             group, _, name = error.missing_cfg_file.rpartition("/")
             loader = GlobalHydra.instance().config_loader()
@@ -194,7 +197,9 @@ def build(node: Mapping[str, Any], key: str) -> Any:
         return instantiate(node, _convert_="all")
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
-        if cause is not None and not isinstance(cause, (ValueError, TypeError, OSError)):
+        if cause is not None and not isinstance(
+            cause, (ValueError, TypeError, OSError, ImportError)
+        ):
             raise
         raise UserError(f"{key}: {one_line(cause or error)}") from error
 
@@ -211,7 +216,13 @@ def _hydra(config_dir: str | None) -> Iterator[list[str]]:
 
 def _expand(overrides: Sequence[str], multirun: bool, search: list[str]) -> Experiment:
     fixed, sweep = _split([_parse(override) for override in overrides], multirun)
-    chosen = [f"{key}={_choice(value)}" for key, value in fixed.items() if key in GROUPS]
+    swept = SWEPT & sweep.keys()  # what is said of these groups holds for each of their choices
+    sweep |= {key: [fixed.pop(key)] for key in [*fixed] if key.split(".")[0] in swept}
+    chosen = [
+        f"{key}={_choice(value, several=key not in SWEPT)}"
+        for key, value in fixed.items()
+        if key in GROUPS
+    ]
     root = compose("config", chosen + search)
     _apply(root, {key: value for key, value in fixed.items() if key not in GROUPS})
     grid, reference = _cut(root)
@@ -272,12 +283,14 @@ def _cut(root: DictConfig) -> tuple[list[Values], Values | None]:
     return grid, reference
 
 
-def _choice(value: Any) -> str:
+def _choice(value: Any, several: bool = False) -> str:
     """A group's value in Hydra's grammar; several choices of one group are a list."""
-    if isinstance(value, list):
+    if isinstance(value, list) and several:
         return f"[{','.join(map(_choice, value))}]"
     if not isinstance(value, str):
-        raise UserError(f"{value!r}: not the name of a configuration file")
+        raise UserError(
+            f"{value!r}: not the name of a configuration file; several are swept with -m"
+        )
     return value
 
 
@@ -380,5 +393,12 @@ def _default_label(config: Config, values: Values) -> str:
 
 
 def method_name(config: Config) -> str:
-    """Name of a method's module: `baselines.teacache.TeaCache` is teacache."""
-    return config.method["_target_"].split(".")[-2]
+    """Name of a method's module: `baselines.teacache.TeaCache` is teacache.
+
+    Raises:
+        UserError: the method's yaml does not say where it is.
+    """
+    target = config.method.get("_target_")
+    if not isinstance(target, str) or "." not in target:
+        raise UserError(f"method._target_={target}: choose module.Class, such as baselines.hsa.HSA")
+    return target.split(".")[-2]

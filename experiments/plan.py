@@ -20,6 +20,8 @@ from experiments.store import Store
 
 Place = tuple[int, int, int, int]  # indices of model, task, prompt, seed: the order of a plan
 DTYPES = ("float32", "bfloat16", "float16")
+ABOUT = ("version", "implementation", "paper", "source")  # what every method says of itself
+CAPTIONS = "experiments.embedded.prompts"  # which only the embedded model knows
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def plan(experiment: Experiment, count_only: bool = False, neutral: bool = False
         UserError: a setting that cannot run.
     """
     _refuse_ambiguous(experiment.settings)
+    _check_counts(experiment.config)
     builder = _Builder(count_only, neutral)
     cells: dict[str, tuple[Place, Cell]] = {}
     references: dict[str, tuple[Place, Cell]] = {}
@@ -98,6 +101,27 @@ def _refuse_ambiguous(settings: Sequence[Setting]) -> None:
     for setting in [*settings, *references]:
         if known.setdefault(setting.label, setting.config) != setting.config:
             raise UserError(f"grid: two settings are called {setting.label!r}; give one a label")
+
+
+def _check_counts(config: Config) -> None:
+    """Of the whole run."""
+    timing, bench, seeds = config.timing, config.bench, config.seeds
+    _require(timing.repeats >= 0, "timing.repeats", timing.repeats, "0 or more")
+    _require(timing.prompts >= 1, "timing.prompts", timing.prompts, "1 or more")
+    _require(bench.repeats >= 1, "bench.repeats", bench.repeats, "1 or more")
+    _require(len({*seeds}) == len(seeds), "seeds", seeds, "each once")
+
+
+def _check_finite(key: str, node: Any) -> None:
+    """What is not a number has no key in a store."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            _check_finite(f"{key}.{name}", value)
+    elif isinstance(node, Sequence) and not isinstance(node, str):
+        for value in node:
+            _check_finite(key, value)
+    elif isinstance(node, float):
+        _require(math.isfinite(node), key, node, "a finite number")
 
 
 class _Builder:
@@ -139,6 +163,8 @@ class _Builder:
     def source(self, setting: Setting) -> _Source:
         if id(setting) not in self._sources:
             config = setting.config
+            _check_finite("method", config.method)
+            _check_finite("model", asdict(config.model))
             model = canonical_json(asdict(config.model))
             identity = self._build("model.identity", config.model.identity)
             if config.model.note:
@@ -156,6 +182,8 @@ class _Builder:
     def _prompts(self, config: Config) -> Sequence[Prompt]:
         limit = config.limit
         _require(limit is None or limit > 0, "limit", limit, "a number from 1, or null")
+        if config.prompts.get("_target_") == CAPTIONS and config.model.name != "embedded":
+            self._remarks[f"{config.model.name} on the embedded model's captions of shapes"] = None
         try:
             prompts = self._build("prompts", config.prompts)
         except UserError as error:
@@ -173,6 +201,10 @@ class _Builder:
         """The method for each task; without those tasks where it cannot meet its target."""
         config, label = setting.config, setting.label
         method = self._build("method", config.method)
+        missing = [name for name in ABOUT if not hasattr(method, name)]
+        if missing or not isinstance(method, Method):
+            what = f"without {', '.join(missing)}" if missing else "no Method"
+            raise UserError(f"method._target_={config.method['_target_']}: {what}")
         if config.target is None:
             return dict.fromkeys(config.tasks, method)
         require_knob(method, label, config.target)

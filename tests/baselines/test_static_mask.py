@@ -5,9 +5,19 @@ import json
 import pytest
 import torch
 
+from baselines.dicache import DiCache
+from baselines.hsa import HSA
 from baselines.seacache import SeaCache
-from baselines.static_mask import ExplicitMask, IntervalMask, recorded
+from baselines.static_mask import ExplicitMask, IntervalMask, recorded, replay
 from tests.baselines.cases import PIPELINES, latents, request, sample
+
+TWO_CALLS = {
+    "step": [0, 0],
+    "branch": ["cond", "uncond"],
+    "blocks": [3, 3],
+    "active_tokens": [4, 4],
+    "tokens": [4, 4],
+}
 
 
 def written(mask: str) -> tuple[bool, ...]:
@@ -68,9 +78,26 @@ def test_replayed_mask_gives_the_same_video(pipeline, stored, tmp_path):
         original = latents(pipe(**request_.kwargs(pipe)))
     content = trace.to_dict()
     record.write_text(json.dumps({"result": {"trace": content}} if stored else content))
-    replay = recorded(str(record))
-    assert 0 < sum(replay.mask) < 12
-    assert torch.equal(sample(replay, pipe, request_), original)
+    replayed = replay([1], str(record))
+    assert 0 < sum(replayed.mask) < 12
+    assert torch.equal(sample(replayed, pipe, request_), original)
+
+
+def test_steps_that_ran_in_part_are_not_replayed(tmp_path):
+    """DiCache's probe runs in every step, HSA's tokens do not."""
+    pipe = PIPELINES["wan_t2v"]()
+    request_ = request(pipe, steps=12)
+    for method in (
+        DiCache(threshold=1.0),
+        HSA(budgets=(12, 3), fractions=(0.5, 0.5), warmup_steps=2, cooldown_steps=1),
+    ):
+        with method.attach(pipe, request_) as trace:
+            pipe(**request_.kwargs(pipe))
+        (tmp_path / "record.json").write_text(json.dumps(trace.to_dict()))
+        cond = [record for record in trace.records if record.branch == "cond"]
+        full = [r.active_tokens * r.block_calls == r.tokens * r.blocks for r in cond]
+        assert list(recorded(str(tmp_path / "record.json")).mask) == full
+        assert False in full and all(record.block_calls > 0 for record in cond)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +107,7 @@ def test_replayed_mask_gives_the_same_video(pipeline, stored, tmp_path):
         ("{}", "choose the record.json of a stored sample"),
         ("[1, 0]", "choose the record.json of a stored sample"),
         (
-            '{"records": {"step": [0, 0], "branch": ["cond", "uncond"], "block_calls": [3, 0]}}',
+            json.dumps({"records": {**TWO_CALLS, "block_calls": [3, 0]}}),
             "choose one where all branches agree",
         ),
     ],

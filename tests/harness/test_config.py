@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from baselines.base import Method
+from experiments.cli import main
 from experiments.config import load_experiment
 from experiments.plan import plan
 from tests.harness.helpers import CONF, TINY, hsa_bench, tiny_plan
@@ -153,7 +155,15 @@ GOLDEN = "c91bb5d88f01c90a7c573b44350811bc6ac301dac36741686dc465101190f4d7"
         (["model.request.width=80"], ["model.request.width=80", "up to 64"]),
         (["model.request.num_frames=8"], ["model.request.num_frames=8", "multiples of 4"]),
         (["model.request.num_frames=81"], ["model.request.num_frames=81", "up to 17"]),
-        (["model.request.guidance_scale=.nan"], ["guidance_scale", "nan"]),
+        (["model.request.guidance_scale=nan"], ["model.request.guidance_scale=nan", "finite"]),
+        (["method=teacache", "method.threshold=inf"], ["method.threshold=inf", "finite number"]),
+        (["method=[hsa,teacache]"], ["['hsa', 'teacache']", "swept with -m"]),
+        (["method=hsa", "method._target_=baselines.hsa.Hsa"], ["method", "baselines.hsa.Hsa"]),
+        (["method=hsa", "method._target_=os.getcwd"], ["method: ", "getcwd"]),
+        (["method=hsa", "method._target_=null"], ["method._target_=None", "module.Class"]),
+        (["timing.repeats=-1"], ["timing.repeats=-1", "0 or more"]),
+        (["timing.prompts=0"], ["timing.prompts=0", "1 or more"]),
+        (["seeds=[1,1]"], ["seeds=[1, 1]", "once"]),
         (["model.dtype=float8"], ["model.dtype='float8'", "bfloat16"]),
         (["tasks=[v2v]"], ["tasks='v2v'", "t2v, i2v"]),
         (["tasks=[i2v]"], ["no image", "i2v"]),
@@ -189,6 +199,47 @@ def test_bad_input_is_one_line_before_the_model(overrides, words, tmp_path, caps
 
 
 BASE = ["model=tiny", UNLOADABLE, "schedule.steps=4", "prompts=texts", "prompts.texts=[a circle]"]
+
+
+def test_what_is_said_of_a_swept_group_holds_for_each_choice():
+    swept = ["method=teacache,easycache", "method.threshold=0.3"]
+    found = load_experiment(swept, multirun=True).settings
+    assert [setting.config.method["threshold"] for setting in found] == [0.3, 0.3]
+    labels = ["teacache threshold=0.3", "easycache threshold=0.3"]
+    assert [setting.label for setting in found] == labels
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("_target_: baselines.nowhere.Method", ["baselines.nowhere"]),
+        ("threshold: 1", ["method._target_=None"]),
+        ("_target_: [", ["not a configuration file"]),
+        ("_target_: tests.harness.test_config.Nameless", ["without version", "source"]),
+    ],
+)
+def test_a_method_that_cannot_be_made_is_one_line(text, words, tmp_path, capsys):
+    (tmp_path / "conf/method").mkdir(parents=True)
+    (tmp_path / "conf/method/mine.yaml").write_text(text)
+    assert main(["plan", "method=mine", f"--config-dir={tmp_path / 'conf'}"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert [word for word in words if word not in message] == []
+
+
+class Nameless(Method):
+    """Does not say what it is."""
+
+    def neutral(self, request):
+        return self
+
+
+def test_captions_of_shapes_on_another_model_are_told():
+    demo = plan(load_experiment(["model=wan21_t2v_1_3b", "prompts=demo"]))
+    assert "wan21_t2v_1_3b on the embedded model's captions of shapes" in demo.notes
+    for prompts in ("calibration", "scenes"):
+        cells = plan(load_experiment(["model=wan21_t2v_1_3b", f"prompts={prompts}"]))
+        assert cells.notes == () and len(cells.cells) == 8
 
 
 def test_values_that_the_grid_replaces_are_refused(tmp_path, capsys):

@@ -213,6 +213,12 @@ def test_a_failure_is_recorded_and_tried_again(tmp_path, capsys):
     assert len(hashes(store)) == 3
 
 
+def test_a_setting_without_any_video_is_named_in_the_table(tmp_path):
+    grid = [TINY, "grid=[{}, {method: breaking}]", "prompts.texts=[a blue star]", *QUICK]
+    assert hsa_bench("run", tmp_path, *grid, "metric=[psnr]") == 1
+    assert "Without any video: breaking (t2v)." in (tmp_path / "tiny/table.md").read_text()
+
+
 def _run(results, *overrides):
     """In a forked process, with nothing on the terminal."""
     null = os.open(os.devnull, os.O_WRONLY)
