@@ -156,12 +156,13 @@ def _note(
     notes: Sequence[str],
 ) -> str:
     prompts, seeds = frame["prompt_id"].nunique(), frame["seed"].nunique()
-    several = f", each averaged over {seeds} seeds" if seeds > 1 else ""
     alike = " among the settings of one target runtime" if frame["target"].notna().any() else ""
     spread = " \N{PLUS-MINUS SIGN}: standard deviation of the seeds' means." if seeds > 1 else ""
+    about = f"Means over {prompts} prompts" if prompts > 1 else "One prompt"
+    about += f", averaged over {seeds} seeds" if seeds > 1 else ""
+    about += ", with 95 % bootstrap intervals over prompts" if prompts > 1 else ""
     parts = [
-        f"Means over {prompts} prompts{several}, with 95 % bootstrap intervals over prompts; best "
-        f"bold, second underlined{alike}.{spread}",
+        f"{about}; best bold, second underlined{alike}.{spread}",
         "NFE: forwards of each guidance branch. Runtime: median of the denoising loop with "
         f"quartiles, measured on {measured.machine}; memory: what is held between steps."
         if measured.machine
