@@ -74,22 +74,24 @@ def for_model(
     own: Mapping[str, Callable[[], list[Prompt]]],
     suite: Callable[[], list[Prompt]],
     size: int,
+    count: int | None = None,
 ) -> list[Prompt]:
     """A suite's prompts, or those of its own for a model that was not made for the suite.
 
     Args:
         own: model -> its prompts.
         size: how many the suite has; `plan` counts so many where the suite is not installed.
+        count: how many are taken, the first ones; None: all.
 
     Raises:
         ValueError: the suite is not installed, or has another size.
     """
     if model in own:
-        return own[model]()
+        return own[model]()[:count]
     found = suite()
     if len(found) != size:
         raise ValueError(f"size={size}: the suite has {len(found)} prompts, prompts.size says so")
-    return found
+    return found[:count]
 
 
 def readable(path: Path, where: str) -> Path:

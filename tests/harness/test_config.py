@@ -234,6 +234,18 @@ class Nameless(Method):
         return self
 
 
+@pytest.mark.parametrize("name", ["methods", "methods_protected"])
+@pytest.mark.parametrize("model", ["embedded", "wan21_t2v_1_3b"])
+def test_an_experiment_can_be_matched_on_other_prompts(name, model):
+    """Its own number of prompts holds for those too, as far as there are so many."""
+    chosen = [f"experiment={name}", f"model={model}", "tasks=[t2v]", "grid=[{}]"]
+    searched, evaluated = (
+        {cell.request.prompt for cell in plan(load_experiment([*chosen, *prompts])).cells}
+        for prompts in (["prompts=calibration"], [])
+    )
+    assert len(searched) == len(evaluated) == 8 and not searched & evaluated
+
+
 def test_captions_of_shapes_on_another_model_are_told():
     demo = plan(load_experiment(["model=wan21_t2v_1_3b", "prompts=demo"]))
     assert "wan21_t2v_1_3b on the embedded model's captions of shapes" in demo.notes
