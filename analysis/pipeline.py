@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis import comparison, literature, report, report_media, report_settings, tables
+from analysis import comparison, literature, methods, report, report_media, report_settings, tables
 from analysis.figures.base import Plot, Results, save
 from analysis.frame import SETTING, Runtimes, origin, runtimes, tidy
 from analysis.metrics.base import Metric
@@ -83,16 +83,17 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     gains, compared = (_sourced(each, measured, made_with) for each in (gains, compared))
     _write(out_dir / "table.md", tables.markdown(results + benched + gains + left_out))
     _write(out_dir / "table.tex", tables.latex(results + benched + gains + compared + left_out))
-    sources = summary.assign(timed_on=measured.machine, made_with=made_with)
-    _write(out_dir / "table.csv", sources.to_csv(index=False, lineterminator="\n"))
+    numbers = summary.assign(timed_on=measured.machine, made_with=made_with)
+    _write(out_dir / "table.csv", numbers.to_csv(index=False, lineterminator="\n"))
     _write(out_dir / "comparison.md", tables.markdown(compared))
     drawn = _figures(plots, Results(plan, store, frame, summary, built, metrics), out_dir)
+    sources = methods.table(cell.method for cell in plan.cells)
     page = report.render(
         title=cfg.name,
         subtitle=note,
         figures=list(drawn.values()),
         tables=results,
-        details=benched + gains + compared + left_out + literature.tables(),
+        details=[*benched, *gains, *compared, *left_out, sources, *literature.tables()],
         metrics=metrics,
         settings=report_settings.settings(frame, summary, store, metrics),
         videos=report_media.videos(frame, summary, store, metrics, out_dir / "media"),

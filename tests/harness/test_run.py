@@ -40,7 +40,8 @@ def test_a_run_stores_every_cell_and_reports(finished):
     for name in ("table.md", "table.csv", "frontier.png", "frontier.svg", "index.html"):
         assert (finished / "tiny" / name).stat().st_size > 0
     assert all(label in (finished / "tiny/table.md").read_text() for label in ("FM T=2", "HSA"))
-    assert "Published figures, not ours" in (finished / "tiny/index.html").read_text()
+    page = (finished / "tiny/index.html").read_text()
+    assert "Published figures, not ours" in page and "Where the methods come from" in page
 
 
 def test_stored_frames_are_those_of_plain_diffusers(finished):
