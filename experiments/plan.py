@@ -141,7 +141,7 @@ class _Builder:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        notes = [*self._remarks]
+        notes = list(self._remarks)
         if self._unmatched:
             shown = ", ".join(self._unmatched[:3]) + (", ..." if len(self._unmatched) > 3 else "")
             notes.append(
