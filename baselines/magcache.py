@@ -36,10 +36,11 @@ class MagCache(ReuseMethod):
     ``retention_ratio`` of each expert's steps are computed, and the last ``cache_end_steps`` of
     all: none, in the released rule.
 
-    ``ratios``: a model of the official table, or for each guidance branch the list that
-    `calibrate` measured; other numbers of steps take the nearest entry. None has to be replaced
-    where the threshold lets anything be skipped. ``sqrt_ratios``: their square roots, as the
-    paper's evaluation takes of its own list, where the released rule takes them as they are.
+    ``ratios``: a model of the official table, without its task where the table has both, or for
+    each guidance branch the list that `calibrate` measured; other numbers of steps take the nearest
+    entry. None has to be replaced where the threshold lets anything be skipped. ``sqrt_ratios``:
+    their square roots, as the paper's evaluation takes of its own list, where the released rule
+    takes them as they are.
     ``cache_first_expert``: off, the first of two experts is never cached, as in the released
     image-to-video script.
     """
@@ -74,7 +75,7 @@ class MagCache(ReuseMethod):
 
     def validate(self, request: Request) -> None:
         if isinstance(self.ratios, str):
-            known = self.ratios in OFFICIAL
+            known = self._for(request.task).ratios in OFFICIAL
         else:
             lists = self.by_branch.values() if isinstance(self.ratios, Mapping) else ()
             known = bool(lists) and all(values and is_numbers(values) for values in lists)
@@ -102,7 +103,12 @@ class MagCache(ReuseMethod):
         return replace(self, ratios=None, threshold=0.0)
 
     def policy(self, request: Request) -> Policy:
-        return _Schedule(self)
+        return _Schedule(self._for(request.task))
+
+    def _for(self, task: str) -> MagCache:
+        if not isinstance(self.ratios, str) or self.ratios in OFFICIAL:
+            return self
+        return replace(self, ratios=f"{self.ratios}-{task}")
 
     def computed(self, branch: str, spans: Sequence[range]) -> list[bool]:
         """Whether each step of a branch is computed, by the released rule.

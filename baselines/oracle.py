@@ -56,6 +56,7 @@ class OracleSchedule(ReuseMethod):
 
     @property
     def knob(self) -> tuple[str, int, int]:
+        require(bool(self.masks), "oracle.masks", self.masks, "those from `hsa-bench calibrate`")
         budgets = set.intersection(*(set(map(_budget, masks)) for masks in self.masks.values()))
         return "budget", min(budgets), max(budgets)
 

@@ -134,7 +134,11 @@ def match_key(setting: Setting, method: Method, task: str) -> str:
 
 def require_knob(method: Method, label: str, target: float) -> None:
     """Raises UserError for a method whose runtime nothing sets, or a target that is no share."""
-    if method.knob is None:
+    try:
+        knob = method.knob
+    except ValueError as error:
+        raise UserError(f"{label}: {error}") from error
+    if knob is None:
         raise UserError(f"target={target}: {label} has no knob to turn; leave target out for it")
     if not 0 < target <= 1:
         raise UserError(f"target={target}: choose a share of the runtime, above 0 and up to 1")

@@ -19,7 +19,8 @@ class Model:
     """A loaded model: one diffusers pipeline per task, sharing their components.
 
     Built by the `load` target of a `conf/model` yaml. Everything that decides a video and is
-    known without loading (weights identity, sizes, guidance) stands in that yaml instead.
+    known without loading (weights identity, sizes, guidance, what methods have to know of it)
+    stands in that yaml instead.
     """
 
     name: str

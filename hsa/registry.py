@@ -1,4 +1,5 @@
-"""diffusers' hook registry as context managers that leave nothing behind."""
+"""diffusers' hook registry as context managers that leave nothing behind, and what hooks know of
+a call: its guidance branch, and whether it begins a video."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

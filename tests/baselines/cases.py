@@ -35,8 +35,8 @@ RATIOS = {
     "wan_i2v": "wan2.1-i2v-14b-480p",
     "wan22_t2v": "wan2.2-t2v-a14b",
     "wan22_i2v": "wan2.2-i2v-a14b",
-    "ti2v_t2v": "wan2.2-ti2v-5b-t2v",
-    "ti2v_i2v": "wan2.2-ti2v-5b-i2v",
+    "ti2v_t2v": "wan2.2-ti2v-5b",
+    "ti2v_i2v": "wan2.2-ti2v-5b",
 }
 MEASURED = {
     "cond_uncond": [1.0, 0.99, 0.98, 0.97],

@@ -71,6 +71,7 @@ OFFICIAL = {  # of the authors' tables
     "wan21_i2v_14b_720p": {"teacache": "wan2.1-i2v-14b-720p", "magcache": "wan2.1-i2v-14b-720p"},
     "wan22_t2v_a14b": {"teacache": "identity", "magcache": "wan2.2-t2v-a14b"},
     "wan22_i2v_a14b": {"teacache": "identity", "magcache": "wan2.2-i2v-a14b"},
+    "wan22_ti2v_5b": {"teacache": "identity", "magcache": "wan2.2-ti2v-5b"},
     "ltx2": {"teacache": "identity"},
 }
 
@@ -84,12 +85,17 @@ def test_a_method_takes_the_constants_of_its_model(name):
     assert found == OFFICIAL[name]
 
 
-@pytest.mark.parametrize("name", ["ltx2", "ltx23", "tiny_ltx2", "wan22_ti2v_5b"])
+@pytest.mark.parametrize("name", ["ltx2", "ltx23", "tiny_ltx2"])
 def test_a_model_without_ratios_is_refused(name):
     with pytest.raises(
         UserError, match="magcache.ratios=None: choose one of .*hsa-bench calibrate"
     ):
         cells(name, "method=magcache")
+
+
+def test_a_schedule_that_was_not_planned_has_no_setting_for_a_target():
+    with pytest.raises(UserError, match=r"oracle target=0.5: oracle.masks={}: choose .*calibrate"):
+        cells("wan21_t2v_1_3b", "method=oracle", "target=0.5")
 
 
 def test_a_table_of_two_models_says_so():
