@@ -180,6 +180,20 @@ def test_trace_shows_the_mask(pipeline):
         assert not all(ran)
 
 
+def test_where_the_table_has_a_model_for_both_tasks_the_task_decides():
+    masks = {}
+    for task in ("t2v", "i2v"):
+        pipe, steps = PIPELINES[f"ti2v_{task}"](), 20
+        method = MagCache(cases.RATIOS[f"ti2v_{task}"], 0.03, 4, 0.2)
+        with method.attach(pipe, request(pipe, steps=steps)) as trace:
+            pipe(**request(pipe, steps=steps).kwargs(pipe))
+        records = [record for record in trace.records if record.branch == "uncond"]
+        masks[task] = "".join("01"[record.block_calls > 0] for record in records)
+        named = replace(method, ratios=f"wan2.2-ti2v-5b-{task}")
+        assert masks[task] == mask(named, steps, branch="uncond")
+    assert masks["t2v"] != masks["i2v"]
+
+
 @pytest.mark.parametrize("limit", [1, 3])
 def test_equals_the_hook_of_diffusers_where_its_rule_is_the_same(limit):
     """One list for both branches, a retention that both round to the same step, one expert."""
