@@ -11,6 +11,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
+from experiments.execute import Worker
 from experiments.store import Store
 from tests import pipelines
 from tests.harness.helpers import TINY, files, hashes, hsa_bench, tiny_plan
@@ -285,12 +286,11 @@ def test_shards_make_the_whole(finished, tmp_path, capsys):
     assert "shard 2/3 is done" in capsys.readouterr().out
 
 
-def test_worker_processes_make_the_same_videos(finished, tmp_path):
+def test_worker_processes_make_the_same_videos(finished, tmp_path, monkeypatch):
+    """Spawned workers import the class anew; this process has lost the means to make one."""
+    monkeypatch.delattr(Worker, "make")
     assert hsa_bench("run", tmp_path, TINY, "engine=procs", *QUICK) == 0
-    store = Store(tmp_path / "store")
-    assert hashes(store) == hashes(Store(finished / "store"))
-    writers = {sample.record["provenance"]["started"] for sample in store.samples()}
-    assert len(writers) == 8
+    assert hashes(Store(tmp_path / "store")) == hashes(Store(finished / "store"))
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(finished, tmp_path, capsys):
