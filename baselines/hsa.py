@@ -41,6 +41,7 @@ class HSA(Method):
         """A factor on all thresholds, or the expected share of active tokens."""
         from hsa.schedule import least_runtime
 
+        self._require_types()
         if self.thresholds is not None:
             return "thresholds", 1 / 64, 64.0
         least = least_runtime(self.budgets[0], self.warmup_steps, self.cooldown_steps)
@@ -62,6 +63,15 @@ class HSA(Method):
         return HSAConfig(**{field.name: getattr(self, field.name) for field in fields(HSAConfig)})
 
     def validate(self, request: Request) -> None:
+        self._require_types()
+        require(
+            self.config.budgets[0] == request.steps,
+            "hsa.budgets",
+            self.budgets,
+            f"divisors of the number of steps, the first of them {request.steps} itself",
+        )
+
+    def _require_types(self) -> None:
         for name in ("fractions", "thresholds"):
             value = getattr(self, name)
             require(value is None or is_numbers(value), f"hsa.{name}", value, "a list of numbers")
@@ -69,10 +79,10 @@ class HSA(Method):
             value = getattr(self, name)
             require(is_count(value, minimum=0), f"hsa.{name}", value, "a whole number")
         require(
-            is_numbers(self.budgets) and self.config.budgets[0] == request.steps,
+            isinstance(self.budgets, tuple) and self.budgets and all(map(is_count, self.budgets)),
             "hsa.budgets",
             self.budgets,
-            f"divisors of the number of steps, the first of them {request.steps} itself",
+            "divisors of the number of steps, the first of them that number itself",
         )
 
     def neutral(self, request: Request) -> HSA:

@@ -56,8 +56,8 @@ class OracleSchedule(ReuseMethod):
 
     @property
     def knob(self) -> tuple[str, int, int]:
-        require(bool(self.masks), "oracle.masks", self.masks, "those from `hsa-bench calibrate`")
-        budgets = set.intersection(*(set(map(_budget, masks)) for masks in self.masks.values()))
+        planned = [set(map(_budget, masks)) for masks in self.masks.values()]
+        budgets = planned and set.intersection(*planned) or {self.budget}
         return "budget", min(budgets), max(budgets)
 
     def validate(self, request: Request) -> None:
@@ -68,7 +68,8 @@ class OracleSchedule(ReuseMethod):
             bool(masks) and all(len(mask) == request.steps for mask in masks),
             "oracle.masks",
             self.masks,
-            f"masks of {request.steps} steps for {request.task}, from `hsa-bench calibrate`",
+            f"masks of {request.steps} steps for {request.task}, "
+            "from `hsa-bench calibrate method=oracle`",
         )
         budgets = sorted(map(_budget, masks))
         require(self.budget in budgets, "oracle.budget", self.budget, f"one of {budgets}")

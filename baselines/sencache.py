@@ -73,13 +73,13 @@ class SenCache(ReuseMethod):
             all(map(is_numbers, tables)) and len(set(map(len, tables))) == 1,
             "sencache.sigmas, latent_norms, time_norms",
             tables,
-            "lists of numbers of one length, from `hsa-bench calibrate`",
+            "lists of numbers of one length, from `hsa-bench calibrate method=sencache`",
         )
         require(
             len(self.sigmas) > 0 or self == self.neutral(request),
             "sencache.sigmas",
             self.sigmas,
-            "a list from `hsa-bench calibrate`",
+            "a list from `hsa-bench calibrate method=sencache`",
         )
 
     def neutral(self, request: Request) -> SenCache:

@@ -48,6 +48,7 @@ REQUEST = Request("t2v", "a red circle", "", 0, 8, 4.0, 32, 32, 9, 16)
         (HSA(budgets=[8, 4], thresholds=[-0.1]), r"hsa.thresholds=\(-0.1,\): choose"),
         (HSA(budgets=[8, 4], thresholds="low"), "hsa.thresholds='low': choose a list of numbers"),
         (HSA(budgets=["8"], fractions=[1]), r"hsa.budgets=\('8',\): choose divisors"),
+        (HSA(budgets=[8, 0.5], fractions=[1]), r"hsa.budgets=\(8, 0.5\): choose divisors"),
         (HSA(budgets=[8], fractions=[1], warmup_steps="2"), "hsa.warmup_steps='2': choose"),
     ],
     ids=repr,

@@ -178,6 +178,7 @@ def test_a_match_of_other_weights_or_an_older_version_is_said(made_with, tmp_pat
         ([], ["static_uniform target=0.5", "t2v", "calibrate"]),
         (["target=1.5"], ["target=1.5", "up to 1"]),
         (["method=breaking"], ["breaking", "no knob"]),
+        (["method=hsa_50", "method.budgets=[]"], ["hsa.budgets=()", "divisors"]),
         (["method.warmup_steps=2"], ["1 without a match"]),  # matched with other protected steps
     ],
 )

@@ -93,9 +93,21 @@ def test_a_model_without_ratios_is_refused(name):
         cells(name, "method=magcache")
 
 
-def test_a_schedule_that_was_not_planned_has_no_setting_for_a_target():
-    with pytest.raises(UserError, match=r"oracle target=0.5: oracle.masks={}: choose .*calibrate"):
-        cells("wan21_t2v_1_3b", "method=oracle", "target=0.5")
+def test_methods_without_constants_leave_the_others_their_table():
+    grid = "grid=[{method: flow_matching}, {method: [oracle, sencache], target: 0.5}]"
+    planned = plan(load_experiment([grid, "model=wan21_t2v_1_3b", "prompts=demo"]))
+    assert {cell.label for cell in planned.cells} == {"flow_matching"}
+    assert (
+        "2 without a match" in planned.notes[-1] and "oracle target=0.5 (t2v)" in planned.notes[-1]
+    )
+
+
+@pytest.mark.parametrize("method", ["oracle", "sencache"])
+def test_a_search_without_constants_is_one_line_before_the_model(method, tmp_path, capsys):
+    arguments = [f"method={method}", "model=wan21_t2v_1_3b", "prompts=demo", "target=0.5"]
+    assert hsa_bench("calibrate", tmp_path, *arguments) == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "target=0.5" in line)
+    assert f"{method}." in line and line.endswith(f"from `hsa-bench calibrate method={method}`")
 
 
 def test_a_table_of_two_models_says_so():
