@@ -2,4 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # many small tensors: threads only cost
+# Many small tensors: threads only cost. And hashes of frames are those of one thread everywhere,
+# in worker processes too, which always have one.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[name] = "1"

@@ -102,4 +102,4 @@ def test_planning_needs_no_torch():
         "[config.build(setting.config.method, 'method').validate(request) for setting in settings];"
         "assert not {'torch', 'diffusers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)

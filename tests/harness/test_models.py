@@ -93,13 +93,13 @@ def test_a_model_without_ratios_is_refused(name):
         cells(name, "method=magcache")
 
 
-def test_methods_without_constants_leave_the_others_their_table():
+def test_methods_without_constants_leave_the_others_their_table(tmp_path):
     grid = "grid=[{method: flow_matching}, {method: [oracle, sencache], target: 0.5}]"
-    planned = plan(load_experiment([grid, "model=wan21_t2v_1_3b", "prompts=demo"]))
+    chosen = [grid, "model=wan21_t2v_1_3b", "prompts=demo", f"matched={tmp_path}"]
+    planned = plan(load_experiment(chosen))
     assert {cell.label for cell in planned.cells} == {"flow_matching"}
-    assert (
-        "2 without a match" in planned.notes[-1] and "oracle target=0.5 (t2v)" in planned.notes[-1]
-    )
+    note = planned.notes[-1]
+    assert "2 without a match" in note and "oracle target=0.5 (t2v)" in note
 
 
 @pytest.mark.parametrize("method", ["oracle", "sencache"])

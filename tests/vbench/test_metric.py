@@ -129,10 +129,10 @@ CHUNK = """
 import json, os, sys, time
 from pathlib import Path
 request = json.loads(sys.stdin.read())
+parent = os.getppid()
 calls = Path({calls!r})
 done = calls.read_text() if calls.exists() else ""
 calls.write_text(done + "x")
-parent = os.getppid()
 if len(done) == 1:
     {trouble}
 rows = [{{"id": i["id"], "value": 0.9, "weight": 1}} for i in request["items"]]
