@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from analysis.metrics.vbench.metric import VBenchDimension
 from analysis.score import available
 from analysis.summary import BASELINE, summarise
 from analysis.tables import MISSING, Table
+from experiments.files import replace_file
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -81,11 +81,13 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
     left_out = [table for table in left_out if table.rows]
     compared = comparison.tables(comparison.compare(frame, summary, tabled), summary, tabled)
     gains, compared = (_sourced(each, measured, made_with) for each in (gains, compared))
-    _write(out_dir / "table.md", tables.markdown(results + benched + gains + left_out))
-    _write(out_dir / "table.tex", tables.latex(results + benched + gains + compared + left_out))
+    replace_file(out_dir / "table.md", tables.markdown(results + benched + gains + left_out))
+    replace_file(
+        out_dir / "table.tex", tables.latex(results + benched + gains + compared + left_out)
+    )
     numbers = summary.assign(timed_on=measured.machine, made_with=made_with)
-    _write(out_dir / "table.csv", numbers.to_csv(index=False, lineterminator="\n"))
-    _write(out_dir / "comparison.md", tables.markdown(compared))
+    replace_file(out_dir / "table.csv", numbers.to_csv(index=False, lineterminator="\n"))
+    replace_file(out_dir / "comparison.md", tables.markdown(compared))
     drawn = _figures(plots, Results(plan, store, frame, summary, built, metrics), out_dir)
     sources = methods.table(cell.method for cell in plan.cells)
     page = report.render(
@@ -99,7 +101,7 @@ def analyse(cfg: Config, plan: Plan, store: Store, out_dir: Path) -> Analysis:
         videos=report_media.videos(frame, summary, store, metrics, out_dir / "media"),
         shown=report.opening(summary),
     )
-    _write(out_dir / "index.html", page)
+    replace_file(out_dir / "index.html", page)
     sink = build(cfg.logger, "logger") if cfg.logger.get("_target_") else None
     images = {name: out_dir / f"{name}.png" for name in drawn}
     logged = sink.sync(cfg.name, frame, summary, store, out_dir, images) if sink else []
@@ -129,7 +131,7 @@ def _vbench(vbench: VBench, plan: Plan, store: Store, out_dir: Path) -> list[Tab
     if vbench.unavailable():
         return []
     cards = scorecard.cards(plan, store, vbench)
-    _write(out_dir / "vbench.json", json.dumps(scorecard.record(cards), indent=1))
+    replace_file(out_dir / "vbench.json", json.dumps(scorecard.record(cards), indent=1))
     return scorecard.tables(cards)
 
 
@@ -185,10 +187,3 @@ def _omissions(plan: Plan, frame: pd.DataFrame) -> Iterator[str]:
     stored = set(frame[SETTING].itertuples(index=False, name=None))
     if missing := [f"{label} ({task})" for task, label in plan.by_setting().keys() - stored]:
         yield f"without any video: {', '.join(sorted(missing))}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -6,7 +6,6 @@ They are named by the samples that they show, so the next report finds them made
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from matplotlib import colormaps
 
 from analysis.metrics.base import Metric
 from analysis.tables import number, percent
+from experiments.files import replace_file
 
 if TYPE_CHECKING:
     from experiments.store import Sample, Store
@@ -180,16 +180,14 @@ def _png(pixels: np.ndarray) -> bytes:
 def _file(path: Path, make: Callable[[], bytes]) -> str:
     """Name of a file relative to the report, made whole where there is none."""
     if not path.is_file():
-        temporary = path.with_name(f"{path.name}.tmp")
-        temporary.write_bytes(make())
-        os.replace(temporary, path)
+        replace_file(path, make())
     return f"{path.parent.name}/{path.name}"
 
 
 def _drop_others(folder: Path, shown: Sequence[Mapping[str, Any]]) -> None:
-    """Remove what an earlier report left."""
+    """Remove what an earlier report left, but not what another run is writing."""
     wanted = {video[kind] for video in shown for kind in ("video", "difference")}
     wanted |= {video["allocation"]["strip"] for video in shown if video["allocation"]}
     for path in folder.iterdir():
-        if f"{folder.name}/{path.name}" not in wanted:
-            path.unlink()
+        if f"{folder.name}/{path.name}" not in wanted and not path.name.startswith("."):
+            path.unlink(missing_ok=True)

@@ -96,7 +96,7 @@ class Shard(Serial):
 @dataclass(frozen=True)
 class Procs(Engine):
     """Worker processes of one thread each, which is faster than one process of many threads where
-    a model is small. Results are those of `Serial`.
+    a model is small. Results are those of `Serial` with one thread.
 
     ``workers``: how many at most. On CUDA each has a device of its own, so that there are no more
     than devices.

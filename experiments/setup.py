@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from analysis.metrics.vbench import environment, suite, weights
 from analysis.metrics.vbench.dimensions import FULL, SMALL
 from analysis.metrics.vbench.weights import DEFAULT_FOLDER
 from experiments.errors import UserError
+from experiments.files import replace_file
 
 LOCKS = Path(environment.__file__).parent
 FOLDER = ".venv-vbench"
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str]) -> int:
 def build(folder: Path, mode: str, python: str | None = None, grit: bool = False) -> None:
     """Make the environment, unless it is there as its lock says; grit adds to a full one.
 
+    One whose interpreter is gone, as after an upgrade of Python, is made anew.
+
     The stamp is written last: an interrupted set-up is not taken for an environment.
 
     Raises:
@@ -75,7 +77,7 @@ def build(folder: Path, mode: str, python: str | None = None, grit: bool = False
     lock = LOCKS / ("requirements-small.lock" if mode == SMALL else "requirements.lock")
     stamp = folder / environment.STAMP
     state = {"mode": mode, "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest()}
-    if _read(stamp) != state:
+    if _read(stamp) != state or not (folder / "bin" / "python").is_file():
         interpreter = _interpreter(python, mode)
         stamp.unlink(missing_ok=True)
         _run([interpreter, "-m", "venv", "--clear", str(folder)])
@@ -116,9 +118,7 @@ def fetch_suite() -> Path:
         if hashlib.sha256(data).hexdigest() != about.sha256:
             raise UserError(f"{about.url}: not the file with sha256 {about.sha256}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(".tmp")
-        temporary.write_bytes(data)
-        os.replace(temporary, target)
+        replace_file(target, data)
     return target
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.tables import Table, markdown
 from experiments import provenance
+from experiments.files import replace_file
 
 
 def note() -> str:
@@ -28,6 +28,4 @@ def write(folder: Path, tables: Sequence[Table], rows: Sequence[Mapping[str, obj
     writer.writeheader()
     writer.writerows(rows)
     for name, content in (("table.md", markdown(tables)), ("table.csv", text.getvalue())):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, folder / name)
+        replace_file(folder / name, content)

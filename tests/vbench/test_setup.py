@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from analysis.metrics.vbench import suite, weights
+from analysis.metrics.vbench.environment import STAMP
 from analysis.metrics.vbench.weights import WeightFile
 from experiments import cli, setup
 from experiments.errors import UserError
@@ -39,6 +42,21 @@ def test_a_folder_with_something_else_is_not_cleared(tmp_path, capsys):
     assert cli.main(["setup", "vbench", "small", f"folder={tmp_path}"]) == 2
     assert "no virtual environment" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_an_environment_is_made_anew_once_its_interpreter_is_gone(tmp_path):
+    lock = (setup.LOCKS / "requirements-small.lock").read_bytes()
+    state = {"mode": "small", "lock_sha256": hashlib.sha256(lock).hexdigest()}
+    (tmp_path / STAMP).write_text(json.dumps(state))
+    (tmp_path / "pyvenv.cfg").touch()
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.symlink_to(sys.executable)
+    setup.build(tmp_path, "small", python="/none/python")  # there is nothing to do
+    python.unlink()
+    python.symlink_to("/none/python")
+    with pytest.raises(UserError, match="needs Python"):
+        setup.build(tmp_path, "small", python="/none/python")
 
 
 @pytest.mark.parametrize(
