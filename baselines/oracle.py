@@ -57,7 +57,7 @@ class OracleSchedule(ReuseMethod):
     @property
     def knob(self) -> tuple[str, int, int]:
         planned = [set(map(_budget, masks)) for masks in self.masks.values()]
-        budgets = planned and set.intersection(*planned) or {self.budget}
+        budgets = set.intersection(*planned) if planned else {self.budget}
         return "budget", min(budgets), max(budgets)
 
     def validate(self, request: Request) -> None:
