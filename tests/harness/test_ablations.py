@@ -10,8 +10,17 @@ from baselines.teacache import TeaCache
 from experiments.config import load_experiment
 from experiments.plan import plan
 
-EXPERIMENTS = ["signal", "measure", "windows", "seeds", "euler_error", "stagger", "thresholds"]
-EQUAL = ["signal", "measure", "windows", "stagger", "seeds"]
+EXPERIMENTS = [
+    "signal",
+    "measure",
+    "windows",
+    "groups",
+    "seeds",
+    "euler_error",
+    "stagger",
+    "thresholds",
+]
+EQUAL = ["signal", "measure", "windows", "groups", "stagger", "seeds"]
 
 
 def settings(name, *overrides):
