@@ -10,17 +10,8 @@ from baselines.teacache import TeaCache
 from experiments.config import load_experiment
 from experiments.plan import plan
 
-EXPERIMENTS = [
-    "signal",
-    "measure",
-    "windows",
-    "groups",
-    "seeds",
-    "euler_error",
-    "stagger",
-    "thresholds",
-]
 EQUAL = ["signal", "measure", "windows", "groups", "stagger", "seeds"]
+EXPERIMENTS = [*EQUAL, "euler_error", "thresholds"]
 
 
 def settings(name, *overrides):

@@ -71,7 +71,9 @@ class Environment:
 
     @cached_property
     def mode(self) -> str | None:
-        """small or full; None where there is no complete environment."""
+        """small or full; None where there is no complete environment with its interpreter."""
+        if not self.python.is_file():
+            return None
         try:
             return json.loads((self.folder / STAMP).read_bytes())["mode"]
         except (OSError, ValueError, KeyError):
@@ -107,7 +109,7 @@ class Environment:
     def uninstalled(self, dimension: str) -> list[str]:
         """What must be installed before its weights are of use: at most one line."""
         needs = DIMENSIONS[dimension].needs
-        if self.mode is None or not self.python.is_file():
+        if self.mode is None:
             return [f"no scorer environment with {self.python}: {SETUP}"]
         if needs != SMALL and self.mode == SMALL:
             return [f"{self.folder} is the small environment, without models: {SETUP}"]
